@@ -1,0 +1,24 @@
+"""Turn a large pretrained backbone into a compact student that keeps a budget in milliseconds and megabytes."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgetl.runtime import load as load
+
+__version__ = "0.1.0"
+
+_WHERE = {"load": "edgetl.runtime"}
+"""The module of each public name; imported when first asked for, so that an app pays for nothing it does not use."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'edgetl' has no attribute '{name}'")
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_WHERE])

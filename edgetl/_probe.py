@@ -1,0 +1,246 @@
+"""The measuring process: it opens one bundle, times it and writes what it saw. [no torch, no pydantic]
+
+It holds only the runtime and the artifact, so that its memory is theirs. Nothing is written to stdout, where
+runtimes print; the result goes to an inherited descriptor, one JSON object a line, each with the phase it reached.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetl import plugins
+from edgetl.bundle import open_bundle, open_session
+from edgetl.errors import BadHost, EdgetlError, OutOfResources
+from edgetl.types import Feed, Json
+
+if TYPE_CHECKING:
+    from edgetl.session import Session
+
+Buffer: TypeAlias = NDArray[np.int64]
+
+SAMPLES = 1 << 16
+"""Most samples of one process."""
+
+BLOCK_N, BLOCK_NS = 5, 100_000_000
+"""Least inferences and nanoseconds of one block of the warm-up."""
+
+SAME = 1e-5
+"""Largest change of an answer within one process, relative to the largest logit."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one measuring process does. Times in seconds; `started_ns` is the parent's monotonic clock."""
+
+    bundle: str
+    target: str
+    inputs: str  # an .npz of the declared inputs, each (n, ...)
+    started_ns: int
+    threads: int
+    cpus: tuple[int, ...] | None
+    warmup_s: float
+    warmup_n: int
+    window_s: float
+    window_n: int
+    cap_s: float
+    steady: bool  # test that the warm-up reached a steady state
+
+
+@dataclass(frozen=True)
+class Window:
+    """What the timed window saw."""
+
+    n: int
+    middle: int  # bytes at the peak, half-way
+    others: int  # runnable processes and threads besides this one, half-way
+    seconds: float
+    switches: int  # involuntary
+
+
+def main() -> None:
+    """Run the job given as `FD JOB` at the end of the command line and exit with the code of its outcome."""
+    descriptor, job = int(sys.argv[-2]), Job(**json.loads(sys.argv[-1]))
+    try:
+        _measure(job, descriptor)
+    except MemoryError:
+        _fail(descriptor, OutOfResources("the process found no memory", fix="free memory, or use a smaller artifact"))
+    except EdgetlError as error:
+        _fail(descriptor, error)
+
+
+def _fail(out: int, error: EdgetlError) -> NoReturn:
+    _say(out, {"phase": "error", "problem": error.problem, "fix": error.fix})
+    sys.exit(error.code)
+
+
+def _measure(job: Job, out: int) -> None:
+    if job.cpus is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, job.cpus)
+    runtime = _import_runtime(job.target)
+    base = _status("VmRSS")
+    feeds = _feeds(Path(job.inputs))
+    wall, cpu = np.ones(SAMPLES, np.int64), np.ones(SAMPLES, np.int64)  # touched, so that the run adds nothing of ours
+    held = _status("VmRSS") - base
+    _reset_peak()
+    _say(out, {"phase": "load"})
+    start = time.perf_counter_ns()
+    session = _open(job)
+    loaded = time.perf_counter_ns()
+    load_peak = _status("VmHWM")
+    _say(out, {"phase": "run"})
+    before = time.perf_counter_ns()
+    first = session.run(feeds[0])
+    done = time.perf_counter_ns()
+    warm, steady = _warm(session, feeds, job, wall)
+    window = _window(session, feeds, job, wall, cpu)
+    peak, steady_rss = _status("VmHWM"), _status("VmRSS")
+    _same_answers(first, session.run(feeds[0]))
+    facts = {
+        "runtime": runtime,
+        "provider": session.provider,
+        "load_ns": loaded - start,
+        "first_ns": done - before,
+        "process_ns": done - job.started_ns,
+        "base": base,
+        "load_peak": load_peak - base - held,
+        "peak": peak - base - held,
+        "steady_rss": steady_rss - base - held,
+        "warm": warm,
+        "steady": steady,
+        "growth": peak / window.middle - 1 if window.middle else 0.0,
+    }
+    _say(out, {"phase": "done", **facts, **_samples(wall, cpu, window)})
+    session.close()
+
+
+def _samples(wall: Buffer, cpu: Buffer, window: Window) -> dict[str, Json]:
+    return {**vars(window), "wall": wall[: window.n].tolist(), "cpu": cpu[: window.n].tolist()}
+
+
+def _open(job: Job) -> Session:
+    return open_session(open_bundle(Path(job.bundle)), job.threads)
+
+
+def _import_runtime(target: str) -> str:
+    """Import what an app imports before it opens anything, and return the runtime's name and version."""
+    runtime: str = plugins.find("targets", target).runtime()
+    importlib.import_module(runtime.partition(" ")[0])
+    return runtime
+
+
+def _feeds(path: Path) -> list[Feed]:
+    """Return the inputs as batches of one."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    n = len(next(iter(arrays.values())))
+    return [{name: np.ascontiguousarray(values[i : i + 1]) for name, values in arrays.items()} for i in range(n)]
+
+
+def _warm(session: Session, feeds: Sequence[Feed], job: Job, buffer: Buffer) -> tuple[int, bool | None]:
+    """Run blocks until the minimum is reached and, where asked, they are alike; at most five times as long."""
+    medians: list[float] = []
+    count, start = 0, time.perf_counter_ns()
+    while True:
+        size, block = 0, time.perf_counter_ns()
+        now = block
+        while size < BLOCK_N or (now - block < BLOCK_NS and size < len(buffer)):
+            before = time.perf_counter_ns()
+            session.run(feeds[count % len(feeds)])
+            now = time.perf_counter_ns()
+            buffer[size] = now - before
+            size, count = size + 1, count + 1
+        medians.append(float(np.median(buffer[:size])))
+        seconds = (now - start) / 1e9
+        if count < job.warmup_n or seconds < job.warmup_s:
+            continue
+        if not job.steady:
+            return count, None
+        if is_steady(medians):
+            return count, True
+        if seconds > 5 * job.warmup_s and count > 5 * job.warmup_n:
+            return count, False
+
+
+def is_steady(medians: Sequence[float]) -> bool:
+    """Say whether the medians of the last three blocks differ by less than 2 % and do not fall from block to block."""
+    if len(medians) < 3:
+        return False
+    a, b, c = medians[-3:]
+    return max(a, b, c) < 1.02 * min(a, b, c) and not a > b > c
+
+
+def _window(session: Session, feeds: Sequence[Feed], job: Job, wall: Buffer, cpu: Buffer) -> Window:
+    """Time calls until both minima are reached, the cap, or the buffers are full; the garbage collector rests."""
+    gc.collect()
+    gc.disable()
+    n, middle, others, switches = 0, 0, 0, _status_count("nonvoluntary_ctxt_switches")
+    start = now = time.perf_counter_ns()
+    wanted, cap = start + int(job.window_s * 1e9), start + int(job.cap_s * 1e9)
+    while (now < wanted or n < job.window_n) and now < cap and n < len(wall):
+        feed = feeds[n % len(feeds)]
+        cpu_before, before = time.process_time_ns(), time.perf_counter_ns()
+        session.run(feed)
+        now = time.perf_counter_ns()
+        cpu[n] = time.process_time_ns() - cpu_before
+        wall[n] = now - before
+        n += 1
+        if not middle and now - start > (wanted - start) // 2:
+            middle, others = _status("VmHWM"), _others()
+    gc.enable()
+    return Window(n, middle, others, (now - start) / 1e9, _status_count("nonvoluntary_ctxt_switches") - switches)
+
+
+def _same_answers(first: Feed, last: Feed) -> None:
+    """Check that the same input still has the same, finite answer after the window."""
+    for name, before in first.items():
+        a, b = np.asarray(before, np.float64), np.asarray(last[name], np.float64)
+        if not np.isfinite(b).all() or np.abs(a - b).max() > SAME * max(1.0, np.abs(a).max()):
+            fix = "check the machine's memory and temperature, then `edgetl verify` the bundle"
+            raise BadHost(f"the answers of output '{name}' changed during the run", fix=fix)
+
+
+def _reset_peak() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5", "ascii")
+    except OSError:
+        return  # the peak then includes the imports, which is above the truth, never below
+
+
+def _others() -> int:
+    try:
+        return max(0, int(Path("/proc/loadavg").read_text("ascii").split()[3].split("/")[0]) - 1)
+    except OSError:
+        return 0
+
+
+def _status(key: str) -> int:
+    """Return a size from /proc/self/status in bytes."""
+    return _status_count(key) * 1024
+
+
+def _status_count(key: str) -> int:
+    try:
+        text = Path("/proc/self/status").read_text("ascii", "replace")
+    except OSError as e:
+        raise BadHost("this system has no /proc, where memory is read", fix="profile on Linux") from e
+    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith(f"{key}:")), 0)
+
+
+def _say(out: int, value: Json) -> None:
+    os.write(out, (json.dumps(value) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The rows of a report: what is known of every exported file of a run. [no torch]"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetl import evaluate, gates, measurement
+from edgetl.bundle import Bundle, open_bundle
+from edgetl.errors import Refused
+from edgetl.evaluate import Score, interval_json
+from edgetl.gates import Facts, Verdict
+from edgetl.intervals import Interval
+from edgetl.measurement import Measurement
+from edgetl.types import Json
+
+
+@dataclass(frozen=True)
+class Row:
+    """One exported file: what it costs, how good and how fast it is, and the limits it keeps."""
+
+    name: str
+    target: str
+    precision: str
+    reference: bool
+    bundle: Bundle
+    size_bytes: int
+    quality: Quality
+    measured: Mapping[str, Measurement]  # by device
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def title(self) -> str:
+        """The row's name in tables."""
+        return f"{self.name} {self.target} {self.precision}"
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the plain data of report.json; null is not measured."""
+        manifest, quality = self.bundle.manifest, self.quality
+        worst = quality.class_drop
+        return {
+            "name": self.name,
+            "target": self.target,
+            "precision": self.precision,
+            "reference": self.reference,
+            "sha256": self.bundle.sums[manifest["file"]],
+            "bundle_sha256": measurement.identity(self.bundle.sums),
+            "macs": manifest["cost"]["macs"],
+            "parameters": manifest["cost"]["parameters"],
+            "size_bytes": self.size_bytes,
+            "accuracy": quality.score.to_json() if quality.score else None,
+            "accuracy_drop": interval_json(quality.drop) if quality.drop else None,
+            "class_drop": {"label": worst[0], **interval_json(worst[1])} if worst else None,
+            "parity": {"max_abs": manifest["parity"]["max_abs"], "n": manifest["parity"]["n"]},
+            "agreement": interval_json(quality.agreement) if quality.agreement else None,
+            "measurements": {device: m.to_json() for device, m in self.measured.items()},
+            "gates": [{**vars(v), "passes": v.passes} for v in self.verdicts],
+        }
+
+
+def rows(run: Path, plan: Mapping[str, Json]) -> list[Row]:
+    """Return a row for every bundle that the plan names and that is there, the reference first.
+
+    Raises:
+        Refused: a bundle or an array of the run is damaged.
+
+    """
+    tests = Tests(run, _labels(run), _reference_logits(run, plan))
+    names = (plan["reference"], *(n for n in plan["students"] if n != plan["reference"]))
+    folders = [run / "bundles" / name / f"{t['use']}-{t['precision']}" for name in names for t in plan["targets"]]
+    opened = [(f.parent.name, open_bundle(f)) for f in folders if (f / "manifest.json").is_file()]
+    cost = min((b.manifest["cost"]["macs"] for name, b in opened if name == plan["reference"]), default=0)
+    return [_row(name, bundle, plan, tests, cut=bundle.manifest["cost"]["macs"] < cost) for name, bundle in opened]
+
+
+@dataclass(frozen=True)
+class Tests:
+    """The test split of a run; None where it is not there."""
+
+    run: Path
+    y: NDArray[np.int64] | None  # (n,)
+    reference: NDArray[np.float32] | None  # (n, K) answers of the reference exported at fp32
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How good the answers of one file are on the whole test split; None is not measured."""
+
+    score: Score | None = None
+    drop: Interval | None = None
+    class_drop: tuple[str, Interval] | None = None  # the worst class
+    agreement: Interval | None = None  # with its own torch network
+
+
+def _row(name: str, bundle: Bundle, plan: Mapping[str, Json], tests: Tests, *, cut: bool) -> Row:
+    manifest, reference = bundle.manifest, name == plan["reference"]
+    quality = _quality(bundle, name, tests, paired=not reference)
+    size = (bundle.folder / manifest["file"]).stat().st_size
+    measured = _measurements(tests.run, bundle)
+    facts = Facts(
+        accuracy=quality.score.accuracy if quality.score else None,
+        f1=quality.score.macro_f1 if quality.score else None,
+        drop=quality.drop,
+        class_drop=quality.class_drop[1] if quality.class_drop else None,
+        agreement=quality.agreement,
+        size_bytes=size,
+        cut=cut,
+        timings={device: measurement.timing(m) for device, m in measured.items()},
+    )
+    verdicts = () if reference else tuple(gates.judge(plan["gates"], plan["budgets"], facts))
+    target, precision = manifest["target"], manifest["precision"]
+    return Row(name, target, precision, reference, bundle, size, quality, measured, verdicts)
+
+
+def _quality(bundle: Bundle, name: str, tests: Tests, *, paired: bool) -> Quality:
+    manifest, folder, y = bundle.manifest, tests.run / "students" / name, tests.y
+    logits = _array(folder / f"{manifest['target']}-{manifest['precision']}.npy")
+    torch = _array(folder / "logits.npy")
+    if logits is None or y is None:
+        return Quality()
+    for other in (torch, tests.reference):
+        if other is not None and other.shape != logits.shape:
+            raise Refused(
+                f"{folder}: answers of shapes {logits.shape} and {other.shape}", fix="run `edgetl export` again"
+            )
+    score = evaluate.score(logits, y, manifest["labels"])
+    agreement = evaluate.agreement(torch, logits) if torch is not None else None
+    if tests.reference is None or not paired:
+        return Quality(score, agreement=agreement)
+    drop = evaluate.drop(tests.reference, logits, y)
+    return Quality(score, drop, class_drop(tests.reference, logits, y, manifest["labels"]), agreement)
+
+
+def class_drop(
+    reference: NDArray[np.float32], logits: NDArray[np.float32], y: NDArray[np.int64], labels: Sequence[str]
+) -> tuple[str, Interval]:
+    """Return the class that lost most accuracy and its paired drop, a share; of equals the least certain."""
+    drops = {
+        label: evaluate.drop(reference[y == k], logits[y == k], y[y == k])
+        for k, label in enumerate(labels)
+        if (y == k).any()
+    }
+    return max(drops.items(), key=lambda item: (item[1].value, item[1].high))
+
+
+def _measurements(run: Path, bundle: Bundle) -> dict[str, Measurement]:
+    """Return the newest measurement of exactly this bundle on each device."""
+    manifest = bundle.manifest
+    start = measurement.stem(manifest["name"], manifest["target"], manifest["precision"])
+    found: dict[str, Measurement] = {}
+    for path in sorted((run / "measurements").glob(f"*/{start}-*.json")):
+        one = measurement.read(path)
+        newest = found.get(one.device.profile)
+        if one.bundle.sha256 != measurement.identity(bundle.sums):
+            continue
+        if newest is None or one.run.started_utc >= newest.run.started_utc:
+            found[one.device.profile] = one
+    return found
+
+
+def _reference_logits(run: Path, plan: Mapping[str, Json]) -> NDArray[np.float32] | None:
+    """Return the answers of the reference exported at fp32."""
+    folder = run / "students" / plan["reference"]
+    fp32 = [_array(folder / f"{t['use']}-fp32.npy") for t in plan["targets"] if t["precision"] == "fp32"]
+    return next((logits for logits in (*fp32, _array(folder / "onnx-fp32.npy")) if logits is not None), None)
+
+
+def _labels(run: Path) -> NDArray[np.int64] | None:
+    path = run / "eval" / "test.npz"
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return np.asarray(file["y"], np.int64)
+    except (OSError, ValueError, KeyError) as e:
+        raise Refused(f"{path} is damaged: {e}", fix="delete it and run `edgetl export` again") from e
+
+
+def _array(path: Path) -> NDArray[np.float32] | None:
+    if not path.is_file():
+        return None
+    try:
+        return np.asarray(np.load(path, allow_pickle=False), np.float32)
+    except (OSError, ValueError, EOFError) as e:
+        raise Refused(f"{path} is damaged: {e}", fix="delete it and run `edgetl export` again") from e

@@ -1,0 +1,186 @@
+"""Vision transformers of Hugging Face: ViT and DeiT, for image classification."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from edgetl.errors import BadInput
+from edgetl.families._sizes import Sizes, complete, pick, read_sizes
+from edgetl.families._transformer import blocks, groups, initialise, linears, match_heads, replace_by_constant
+from edgetl.network.family import Family, Group, Layout, Prep
+from edgetl.network.names import live
+from edgetl.network.saved import saved_prep
+from edgetl.network.source import locate, read_config, read_json
+from edgetl.types import Json
+
+if TYPE_CHECKING:
+    from transformers import ViTForImageClassification
+
+RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+"""Pillow's numbers, as preprocessor_config.json writes them."""
+
+TEACHER = "DeiTForImageClassificationWithTeacher"
+
+
+class ViTSizes(Sizes):
+    """Sizes under the names of transformers' ViTConfig."""
+
+    model_type: Literal["vit", "deit"] = "vit"
+    image_size: int | tuple[int, int] = 32
+    patch_size: int | tuple[int, int] = 4
+    num_channels: int = Field(3, ge=1, le=256)
+    qkv_bias: bool = True
+
+    def image(self) -> tuple[int, int]:
+        """Return height and width in pixels."""
+        return _pair(self.image_size)
+
+
+def _layouts() -> tuple[Layout, ...]:
+    """Return the names in transformers 5 and 4 (and in every file, which keep 4's), with and without the prefix."""
+    found = []
+    for kind in ("vit", "deit"):
+        for prefix in (f"{kind}.", ""):
+            found += [_layout(prefix, f"{prefix}layers.{{}}", new=True)]
+            found += [_layout(prefix, f"{prefix}encoder.layer.{{}}", new=False)]
+    return tuple(found)
+
+
+def _layout(prefix: str, block: str, *, new: bool) -> Layout:
+    attention, out = ("attention", "attention.o_proj") if new else ("attention.attention", "attention.output.dense")
+    q, k, v = ("q_proj", "k_proj", "v_proj") if new else ("query", "key", "value")
+    up, down = ("mlp.fc1", "mlp.fc2") if new else ("intermediate.dense", "output.dense")
+    inside = {
+        "attn.q": f"{attention}.{q}",
+        "attn.k": f"{attention}.{k}",
+        "attn.v": f"{attention}.{v}",
+        "attn.o": out,
+        "attn": "attention",
+        "ffn.up": up,
+        "ffn.down": down,
+        "norm1": "layernorm_before",
+        "norm2": "layernorm_after",
+    }
+    stem = {"patch": "patch_embeddings.projection", "cls": "cls_token", "distil": "distillation_token"}
+    pairs = [(f"layers.{{}}.{ours}", f"{block}.{theirs}") for ours, theirs in inside.items()]
+    pairs += [(ours, f"{prefix}embeddings.{theirs}") for ours, theirs in stem.items()]
+    pairs += [("positions", f"{prefix}embeddings.position_embeddings"), ("norm", f"{prefix}layernorm")]
+    pairs += [("layers.{}", block), ("head", "classifier")]
+    ignored = (f"{prefix}pooler.*", f"{prefix}embeddings.mask_token", "decoder.*", "*_classifier.*")
+    return Layout(tuple(pairs), ignored)
+
+
+class HFViT(Family):
+    """`ViTForImageClassification` and `DeiTForImageClassification`, the answer read from the class token."""
+
+    name = "hf_vit"
+    data = "image"
+    names = _layouts()
+
+    def config(self, source: str | Mapping[str, Json], labels: int) -> Json:
+        """Return the sizes of a source, complete; see `ViTSizes` for the keys of a mapping."""
+        given = self._from_folder(source, labels) if isinstance(source, str) else source
+        sizes = read_sizes(ViTSizes, given, self.name)
+        for pixels, patch in zip(_pair(sizes.image_size), _pair(sizes.patch_size), strict=True):
+            if not 1 <= patch <= pixels <= 8192 or pixels % patch:
+                raise BadInput(
+                    f"{self.name}: image_size {sizes.image_size} is no multiple of patch_size {sizes.patch_size}",
+                    fix="choose an image_size of whole patches, at most 8192 pixels",
+                )
+        return complete(sizes, labels)
+
+    def _from_folder(self, source: str, labels: int) -> dict[str, Json]:
+        folder = locate(source)
+        config = read_config(folder)
+        kind = config.get("model_type")
+        if kind not in {"vit", "deit"}:
+            raise BadInput(f"{source} is a '{kind}' model, not a ViT or DeiT", fix="choose the family that reads it")
+        if TEACHER in (config.get("architectures") or ()) and len(config.get("id2label") or ()) == labels:
+            raise BadInput(
+                f"{source} answers with the mean of two heads, of which edgetl reads none",
+                fix="use a DeiT without a distillation head, or give your own labels to start from a new head",
+            )
+        return pick(ViTSizes, config)
+
+    def prep(self, source: str | Mapping[str, Json], config: Json) -> Prep:
+        """Return size and channels, and mean, deviation and filter where the folder records them."""
+        size, channels = _pair(config["image_size"]), int(config["num_channels"])
+        if not isinstance(source, str):
+            return Prep(size=size, channels=channels)
+        folder = locate(source)
+        if (found := saved_prep(folder)) is not None:
+            return found
+        path = folder / "preprocessor_config.json"
+        recorded = read_json(path) if path.is_file() else {}
+        scaled = recorded.get("do_normalize", True) and "image_mean" in recorded and "image_std" in recorded
+        return Prep(
+            size=size,
+            channels=channels,
+            mean=tuple(map(float, recorded["image_mean"])) if scaled else None,
+            std=tuple(map(float, recorded["image_std"])) if scaled else None,
+            resample=RESAMPLE.get(recorded.get("resample", -1)),
+        )
+
+    def build(self, config: Json) -> nn.Module:
+        """Return the module with weights from torch's current random state, in eval mode, uncut."""
+        import transformers
+
+        values = {k: v for k, v in config.items() if k not in {"model_type", "num_labels"}}
+        deit = config["model_type"] == "deit"
+        sizes = (transformers.DeiTConfig if deit else transformers.ViTConfig)(
+            **values, num_labels=config["num_labels"], attn_implementation="sdpa"
+        )
+        kind = transformers.DeiTForImageClassification if deit else transformers.ViTForImageClassification
+        module = cast(nn.Module, kind(sizes)).eval()
+        initialise(live(self, module), config["initializer_range"])
+        return module
+
+    def example(self, config: Json, batch: int) -> dict[str, Tensor]:
+        """Return normal noise as `pixel_values` (B, C, height, width)."""
+        shape = (batch, config["num_channels"], *_pair(config["image_size"]))
+        return {"pixel_values": torch.randn(shape, generator=torch.Generator().manual_seed(0))}
+
+    def logits(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the (B, labels) answer."""
+        return cast(Tensor, module(pixel_values=inputs["pixel_values"]).logits)
+
+    def finish(self, module: nn.Module, hidden: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the (B, labels) answer from the last block's output (B, N, D)."""
+        vit = cast("ViTForImageClassification", module)  # called once per candidate: no look-up of names here
+        return cast(Tensor, vit.classifier(vit.vit.layernorm(hidden)[:, 0]))
+
+    def head(self, module: nn.Module) -> str:
+        """Return the classifier's path."""
+        return "head"
+
+    def stages(self, module: nn.Module) -> tuple[str, ...]:
+        """Return the blocks."""
+        return blocks(live(self, module))
+
+    def units(self, module: nn.Module) -> tuple[Group, ...]:
+        """Return heads and neurons of every block."""
+        return groups(live(self, module))
+
+    def constant(self, module: nn.Module, place: str) -> None:
+        """Leave only a bias of an attention layer or feed-forward network."""
+        replace_by_constant(live(self, module), place)
+
+    def resized(self, module: nn.Module) -> None:
+        """Match the head counts to the tensors."""
+        match_heads(live(self, module))
+
+    def adapted(self, module: nn.Module) -> tuple[str, ...]:
+        """Return the linear layers of attention and feed-forward networks that are left."""
+        return linears(live(self, module))
+
+
+def _pair(value: Json) -> tuple[int, int]:
+    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+PLUGIN = HFViT()

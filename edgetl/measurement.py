@@ -1,0 +1,249 @@
+"""Measurements: latency, memory and size of one artifact on one device, as schemas/profile-result-1.json. [no torch]"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgetl import store
+from edgetl.errors import BadInput, Refused
+from edgetl.gates import Timing
+from edgetl.intervals import Interval
+from edgetl.types import Json
+
+SCHEMA_VERSION = 1
+
+Mode: TypeAlias = Literal["quick", "standard"]
+Grade: TypeAlias = Literal["clean", "noisy", "invalid"]
+Ends: TypeAlias = tuple[float, float]
+Hash: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Record(BaseModel):
+    """Frozen; keys that a newer version wrote are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Run(_Record):
+    """What artifacts measured together share."""
+
+    id: str
+    started_utc: str
+    tool_version: str
+    mode: Mode
+    seed: int
+    rounds: int
+    failed_rounds: int
+    wall_s: float
+
+
+class Artifact(_Record):
+    """What was measured."""
+
+    sha256: Hash  # see `identity`
+    name: str
+    recipe_sha256: str | None
+    precision: str
+    opset: int | None
+    runtime: str
+    signature: Literal["none", "verified", "failed"]
+    flops: float | None  # twice the multiply-adds
+    params: int | None
+
+
+class Machine(_Record):
+    """Where it was measured."""
+
+    profile: str
+    fingerprint: str
+    kind: str
+    cpu_model: str
+    kernel: str
+    mem_total_bytes: int
+    governor: str | None
+    power_mode: str | None
+    link: str
+
+
+class Warmup(_Record):
+    """What ran before the window; `steady` is null where the mode does not test it."""
+
+    inferences: int
+    steady: bool | None
+
+
+class Config(_Record):
+    """How it was measured."""
+
+    provider: str
+    provider_options: dict[str, Json]
+    threads: int
+    cpus: list[int]
+    batch: int
+    shapes: dict[str, list[int]]
+    inputs: Literal["dataset", "synthetic"]
+    distinct_inputs: int
+    transfers_included: bool
+    versions: dict[str, str]
+    warmup: Warmup
+
+
+class Latency(_Record):
+    """Milliseconds for each run of one batch, without pre- and post-processing."""
+
+    p50_ms: float
+    p50_ci95_ms: Ends
+    rel_half_width: float
+    mean_ms: float
+    p90_es_ms: float | None
+    p99_es_ms: float | None
+    min_ms: float
+    max_ms: float
+    n: int
+    rounds_p50_ms: list[float]
+    cpu_time_p50_ms: float
+    cpu_time_p50_ci95_ms: Ends
+    rounds_cpu_time_p50_ms: list[float]
+    outliers: dict[str, int]
+
+    @property
+    def p50(self) -> Interval:
+        """The median wall time with its interval over rounds."""
+        return Interval(self.p50_ms, *self.p50_ci95_ms)
+
+    @property
+    def cpu_p50(self) -> Interval:
+        """The median CPU time with its interval over rounds."""
+        return Interval(self.cpu_time_p50_ms, *self.cpu_time_p50_ci95_ms)
+
+
+class Cold(_Record):
+    """Medians over rounds; the file is in the page cache."""
+
+    load_ms: float  # checking the bundle and opening the artifact
+    first_ms: float
+    process_to_output_ms: float
+    page_cache: Literal["warm", "dropped"]
+
+
+class Memory(_Record):
+    """Resident bytes beyond the bare runtime's, medians over rounds; `_max` is the maximum."""
+
+    base_rss_bytes: int
+    load_peak_delta_bytes: int
+    peak_delta_bytes: int
+    peak_delta_max_bytes: int
+    steady_delta_bytes: int
+
+
+class Size(_Record):
+    """Bytes on disk."""
+
+    model_bytes: int
+    bundle_bytes: int
+
+
+class Noise(_Record):
+    """What disturbed the measurement."""
+
+    flags: list[str]
+    steal: float  # share of the machine's time
+    wall_over_cpu: float | None  # at one thread
+    involuntary_switches_per_s: float
+    runnable_others: float | None
+    cv: float | None  # of the timed samples, within rounds
+    throttle_word: str | None
+    mde: float | None  # smallest effect that the comparison could have shown
+
+
+class Comparison(_Record):
+    """The ratio to the baseline, paired by round; below 1 is faster."""
+
+    baseline: str
+    baseline_sha256: Hash
+    quantity: Literal["cpu_time_p50", "p50"]
+    ratio: float
+    low: float
+    high: float
+    rounds: int
+
+    @property
+    def interval(self) -> Interval:
+        """The ratio with its interval."""
+        return Interval(self.ratio, self.low, self.high)
+
+
+class Measurement(_Record):
+    """One artifact on one device."""
+
+    schema_version: Literal[1] = 1
+    run: Run
+    bundle: Artifact
+    device: Machine
+    config: Config
+    latency: Latency
+    cold: Cold
+    memory: Memory
+    size: Size
+    comparison: Comparison | None = None
+    noise: Noise
+    verdict: Grade
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the plain data of the file."""
+        return self.model_dump(mode="json")
+
+
+def timing(m: Measurement) -> Timing:
+    """Return what gates judge of a measurement."""
+    ratio = m.comparison.interval if m.comparison else None
+    peak = m.memory.peak_delta_max_bytes
+    return Timing(m.verdict, m.latency.p50, m.latency.p90_es_ms, peak, ratio, tuple(m.noise.flags))
+
+
+def identity(sums: Mapping[str, str]) -> str:
+    """Return the sha256 of a bundle from those of its files, by name."""
+    return store.digest(dict(sums))
+
+
+def stem(name: str, target: str, precision: str) -> str:
+    """Return `<name>-<target>-<precision>`, the start of a measurement's file name.
+
+    Raises:
+        Refused: a part would leave the folder.
+
+    """
+    joined = f"{name}-{target}-{precision}"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", joined):
+        raise Refused(f"{joined!r} cannot be a file name", fix="export the bundle again under a plain name")
+    return joined
+
+
+def write(measurement: Measurement, path: Path) -> None:
+    """Write a measurement atomically."""
+    store.write_json(path, measurement.to_json())
+
+
+def read(path: Path) -> Measurement:
+    """Read a measurement.
+
+    Raises:
+        BadInput: a newer version wrote it.
+        Refused: it is damaged.
+
+    """
+    value = store.read_json(path)
+    version = value.get("schema_version") if isinstance(value, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise BadInput(f"{path}: schema_version {version} is newer than this edgetl", fix="upgrade edgetl")
+    try:
+        return Measurement.model_validate(value)
+    except ValidationError as e:
+        first = e.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise Refused(f"{path}: {key}: {first['msg']}", fix="delete the file and run `edgetl profile` again") from e

@@ -1,0 +1,77 @@
+"""Replace the architecture: a student learns from the labels and from the network that it takes the place of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from edgetl.errors import BadInput
+from edgetl.network.network import Network, create
+from edgetl.recipe.schema import Context, Need, Schedule, Step, Teacher
+from edgetl.strict import Strict
+from edgetl.train.answers import taught
+from edgetl.train.batches import Data
+from edgetl.train.fit import fit
+from edgetl.types import Json
+
+
+class Student(Strict):
+    """The architecture that takes over: a family, and a folder, a hub id, or sizes for random weights."""
+
+    family: str
+    source: str | dict[str, Json] = Field(union_mode="left_to_right")
+
+
+class Distill(Step):
+    """Knowledge distillation (Hinton, Vinyals & Dean 2015, arXiv 1503.02531) into another architecture.
+
+    Without a `student` the network is born again, uncut, from random weights (Furlanello et al. 2018,
+    arXiv 1805.04770).
+    """
+
+    student: Student | None = None
+    temperature: float = Field(2.0, gt=0)
+    weight: float = Field(0.5, ge=0, le=1)  # of the teacher's term; the labels' term gets the rest
+    schedule: Schedule = Schedule()
+    trains: ClassVar[bool] = True
+    cuts: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset({"trained"})
+
+    def run(self, net: Network, ctx: Context) -> Network:
+        """Return the trained student.
+
+        Raises:
+            BadInput: the student's source is wrong, or it takes other inputs than the data gives.
+            Diverged: the loss is not finite.
+
+        """
+        chosen = self.student or Student(family=net.family.name, source=net.config)
+        student = create(chosen.family, chosen.source, net.labels, ctx.seed)
+        _check_inputs(student, chosen, ctx.data)
+        teacher = Teacher(step="the incoming network", temperature=self.temperature, weight=self.weight)
+        fit(student, ctx.data, taught(student, net, teacher, ctx), self.schedule, ctx.seed, ctx.work)
+        student.module.requires_grad_(True).eval()
+        # the data is prepared as the incoming network wants it, so that is what the student has learnt to read
+        return replace(student, facts={**student.facts, "prep": net.facts.get("prep")})
+
+
+def _check_inputs(student: Network, chosen: Student, data: Data) -> None:
+    for name, example in student.family.example(student.config, 1).items():
+        if name not in data.prepared.inputs:
+            fix = "choose a student for the same kind of data"
+            raise BadInput(f"student of family {chosen.family} reads {name}, which the data does not give", fix=fix)
+        given, wanted = data.prepared.inputs[name].shape[1:], tuple(example.shape[1:])
+        if name == "pixel_values" and given != wanted:
+            fix = "choose a student of that size, or set data.size to the student's"
+            raise BadInput(f"the student reads pictures of shape {wanted}, the data has {given}", fix=fix)
+    tokenizer = student.family.prep(chosen.source, student.config).tokenizer
+    ours = data.prepared.folder / "tokenizer.json"
+    if tokenizer and ours.is_file() and Path(tokenizer).read_bytes() != ours.read_bytes():
+        fix = "choose a student with the same vocabulary; distilling between vocabularies is not supported"
+        raise BadInput(f"the student's tokenizer ({tokenizer}) is not the one that the data is prepared with", fix=fix)
+
+
+PLUGIN = Distill

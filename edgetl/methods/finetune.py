@@ -1,0 +1,46 @@
+"""Train the network's own weights on the labels: all of them, or the classifier only."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from edgetl.network.network import Network
+from edgetl.recipe.schema import Context, Schedule, Step, Teacher
+from edgetl.train.answers import terms
+from edgetl.train.fit import fit
+
+
+class Finetune(Step):
+    """Full fine-tuning, or of the head alone."""
+
+    schedule: Schedule = Schedule()
+    part: Literal["all", "head"] = "all"
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    teacher: Teacher | None = None
+    trains: ClassVar[bool] = True
+
+    def reads(self) -> tuple[str, ...]:
+        """Return the teacher's step."""
+        return (self.teacher.step,) if self.teacher else ()
+
+    def run(self, net: Network, ctx: Context) -> Network:
+        """Return the trained network.
+
+        Raises:
+            Diverged: the loss is not finite.
+            BadInput: the teacher has other labels.
+
+        """
+        trained = [net.at(net.family.head(net.module))] if self.part == "head" else [net.module]
+        net.module.requires_grad_(False)
+        for layer in trained:
+            layer.requires_grad_(True)
+        fit(net, ctx.data, terms(net, self.teacher, ctx, self.label_smoothing), self.schedule, ctx.seed, ctx.work)
+        net.module.requires_grad_(True).eval()
+        return replace(net)  # with no digest of the weights it had before
+
+
+PLUGIN = Finetune

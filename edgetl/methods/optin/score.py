@@ -1,0 +1,260 @@
+"""How much the answer, and the way to it, change when one unit is silent.
+
+Only the blocks from the unit's own on run again: what lies before it cannot change.
+Letters: B samples, T positions, D width of the residual stream, N blocks, K sampled positions.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgetl.errors import BadInput, Diverged
+from edgetl.methods.optin.terms import Draw, divergence, manifold_distance
+from edgetl.network.family import Family, Group
+
+log = logging.getLogger("edgetl")
+
+EVERY = 2.0
+"""Seconds between two lines of progress."""
+
+
+@dataclass(frozen=True)
+class Distortion:
+    """What silencing each unit of a group does, per unit: (count,) each, 0 where nothing changes."""
+
+    manifold: NDArray[np.float64]  # L_MD summed over the blocks compared (Eq. 2)
+    output: NDArray[np.float64]  # L_KD: KL(dense || silenced) summed over the samples (Eq. 3)
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of a block besides the hidden state, as the dense network passed them."""
+
+    args: tuple[object, ...]
+    kwargs: Mapping[str, object]
+
+    def __call__(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """Return the (B, T, D) output of the block."""
+        out: Tensor | tuple[Tensor, ...] = block(hidden, *self.args, **self.kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch as the dense network saw and answered it."""
+
+    inputs: Mapping[str, Tensor]
+    entry: Tensor  # (B, T, D) input of the first block
+    calls: tuple[Call, ...]  # N
+    rows: Tensor  # (k,) sampled positions, as rows of a (B * T, D) hidden state
+    log_p: Tensor  # (B, labels) float64
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The dense network's way through the samples, against which every unit is compared."""
+
+    module: nn.Module
+    family: Family
+    blocks: Mapping[str, nn.Module]  # N by name, in order
+    batches: tuple[Batch, ...]
+    points: tuple[Tensor, ...]  # N of (K, D), unit vectors: outputs of the blocks at the sampled positions
+
+
+@torch.no_grad()
+def record(
+    module: nn.Module,
+    family: Family,
+    blocks: Mapping[str, nn.Module],
+    inputs: Sequence[Mapping[str, Tensor]],
+    draw: Draw,
+) -> Trajectory:
+    """Run the dense network once and return its trajectory.
+
+    Args:
+        module: in eval mode.
+        family: describes the module.
+        blocks: the family's stages by name, in order.
+        inputs: batches; where they hold an `attention_mask`, padding is never drawn.
+        draw: which positions the manifold term compares.
+
+    Raises:
+        Diverged: a block gives values that are not finite; the message names it.
+        BadInput: the blocks of the family do not follow one another directly.
+
+    """
+    heard = [_listen(module, family, blocks, one) for one in inputs]
+    rows = draw.rows([_valid(one, entry) for one, (entry, _, _) in zip(inputs, heard, strict=True)])
+    batches = tuple(
+        Batch(one, entry, calls, picked, _log_p(logits))
+        for one, (entry, calls, logits), picked in zip(inputs, heard, rows, strict=True)
+    )
+    bare = Trajectory(module, family, blocks, batches, ())
+    points, log_p = _walk(bare, 0, [b.entry for b in batches])
+    places = (*(f"block {name}" for name in blocks), "the classifier")
+    for place, values in zip(places, (*points, torch.cat(log_p)), strict=True):
+        if not torch.isfinite(values).all():
+            raise _diverged(place)
+    if not all(torch.allclose(b.log_p, q, rtol=1e-4, atol=1e-4) for b, q in zip(batches, log_p, strict=True)):
+        raise BadInput(
+            f"the blocks of family '{family.name}' do not follow one another directly, so optin cannot score them",
+            fix="let the family's stages() name only blocks whose input is the output of the one before",
+        )
+    return Trajectory(module, family, blocks, batches, points)
+
+
+@torch.no_grad()
+def score(trajectory: Trajectory, groups: Sequence[Group], gates: Mapping[str, nn.Module]) -> dict[str, Distortion]:
+    """Return the distortions of all units by group.
+
+    Args:
+        trajectory: of the dense network.
+        groups: whose units are silenced one by one.
+        gates: by group, the layer whose input (last axis) carries its units.
+
+    Raises:
+        Diverged: a unit's distortion is not finite.
+
+    """
+    found: dict[str, Distortion] = {}
+    depth = len(trajectory.blocks)
+    progress = Progress(sum(g.count * (depth - g.stage) for g in groups))
+    hidden = [b.entry for b in trajectory.batches]
+    for stage, block in enumerate(trajectory.blocks.values()):
+        for group in (g for g in groups if g.stage == stage):
+            found[group.name] = _score_group(trajectory, group, gates[group.name], hidden, progress)
+        hidden = [b.calls[stage](block, h) for b, h in zip(trajectory.batches, hidden, strict=True)]
+    return found
+
+
+def distort(trajectory: Trajectory, stage: int, hidden: Sequence[Tensor]) -> tuple[float, float]:
+    """Return the manifold and output distortion of the network as it is now, run from one block on.
+
+    The outputs of the blocks after `stage` are compared, and for the last block, which has none after it, its own.
+
+    Args:
+        trajectory: of the dense network.
+        stage: the first block that may differ from the dense network.
+        hidden: its dense input, (B, T, D) per batch.
+
+    """
+    first = min(stage + 1, len(trajectory.blocks) - 1)
+    points, log_q = _walk(trajectory, stage, hidden)
+    pairs = list(zip(points, trajectory.points[stage:], strict=True))
+    manifold = math.fsum(manifold_distance(s, t) for s, t in pairs[first - stage :])
+    output = math.fsum(divergence(b.log_p, q) for b, q in zip(trajectory.batches, log_q, strict=True))
+    return manifold, output
+
+
+@contextmanager
+def silent(gate: nn.Module, group: Group, unit: int) -> Iterator[None]:
+    """Zero one unit's slice of the gate's input while open."""
+    start, stop = unit * group.width, (unit + 1) * group.width
+
+    def zero(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = args[0].clone()
+        x[..., start:stop] = 0
+        return (x, *args[1:])
+
+    handle = gate.register_forward_pre_hook(zero)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@dataclass
+class Progress:
+    """Logs how far the scores are and how long the rest will take, at most every two seconds."""
+
+    total: int  # runs of a block
+    done: int = 0
+    started: float = field(default_factory=time.monotonic)
+    said: float = field(default_factory=time.monotonic)
+
+    def add(self, runs: int) -> None:
+        """Count one unit, which ran this many blocks."""
+        self.done += runs
+        now = time.monotonic()
+        if now - self.said >= EVERY:
+            left = (now - self.started) / self.done * (self.total - self.done)
+            counts = {"done": self.done, "total": self.total}
+            log.info("scores: %.0f %%, about %.0f s left", 100 * self.done / self.total, left, extra=counts)
+            self.said = now
+
+
+def _score_group(
+    trajectory: Trajectory, group: Group, gate: nn.Module, hidden: Sequence[Tensor], progress: Progress
+) -> Distortion:
+    rows = []
+    for unit in range(group.count):
+        with silent(gate, group, unit):
+            rows.append(distort(trajectory, group.stage, hidden))
+        if not np.isfinite(rows[-1]).all():
+            raise _diverged(f"the network without unit {unit} of {group.name}")
+        progress.add(len(trajectory.blocks) - group.stage)
+    manifold, output = np.array(rows, dtype=np.float64).reshape(-1, 2).T
+    return Distortion(manifold, output)
+
+
+def _walk(
+    trajectory: Trajectory, stage: int, hidden: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return the (K, D) points of the blocks from `stage` on and the (B, labels) log-probabilities of each batch."""
+    blocks = list(trajectory.blocks.values())
+    points: list[list[Tensor]] = [[] for _ in blocks[stage:]]
+    log_q = []
+    for batch, entry in zip(trajectory.batches, hidden, strict=True):
+        h = entry
+        for z in range(stage, len(blocks)):
+            h = batch.calls[z](blocks[z], h)
+            points[z - stage].append(F.normalize(h.flatten(0, 1)[batch.rows], dim=-1))
+        log_q.append(_log_p(trajectory.family.finish(trajectory.module, h, batch.inputs)))
+    return tuple(torch.cat(p) for p in points), tuple(log_q)
+
+
+def _listen(
+    module: nn.Module, family: Family, blocks: Mapping[str, nn.Module], inputs: Mapping[str, Tensor]
+) -> tuple[Tensor, tuple[Call, ...], Tensor]:
+    """Return the first block's input, how each block was called, and the logits of one full forward."""
+    entries: list[Tensor] = []
+    calls: list[Call] = []
+
+    def hear(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, object]) -> None:
+        if not calls:
+            entries.append(args[0])
+        calls.append(Call(args[1:], kwargs))
+
+    with ExitStack() as stack:
+        for block in blocks.values():
+            stack.callback(block.register_forward_pre_hook(hear, with_kwargs=True).remove)
+        logits = family.logits(module, inputs)
+    return entries[0], tuple(calls), logits
+
+
+def _valid(inputs: Mapping[str, Tensor], entry: Tensor) -> Tensor:
+    """Return the rows of the (B * T, D) hidden state that are not padding."""
+    mask = inputs.get("attention_mask")
+    everything = torch.ones(entry.shape[:2], dtype=torch.bool, device=entry.device)
+    return (everything if mask is None else mask.bool()).flatten().nonzero().squeeze(1)
+
+
+def _log_p(logits: Tensor) -> Tensor:
+    return logits.double().log_softmax(dim=-1)
+
+
+def _diverged(what: str) -> Diverged:
+    return Diverged(
+        f"{what} gives values that are not finite", fix="train the step before optin with a lower learning rate"
+    )

@@ -1,0 +1,52 @@
+"""The two terms of a unit's score, and the positions that the first one compares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Draws the positions that the manifold term compares, the same for the dense network and every unit."""
+
+    tokens: int  # K, or all where there are fewer
+    seed: int
+
+    def rows(self, valid: Sequence[Tensor]) -> list[Tensor]:
+        """Return the drawn ones of each batch's (n,) valid rows, without replacement over all batches."""
+        ends = np.cumsum([len(v) for v in valid])
+        total = int(ends[-1])
+        picked = np.random.default_rng(self.seed).choice(total, size=min(self.tokens, total), replace=False)
+        parts = np.split(np.sort(picked), np.searchsorted(np.sort(picked), ends[:-1]))
+        starts = ends - [len(v) for v in valid]
+        return [v[torch.from_numpy(p - s).to(v.device)] for v, p, s in zip(valid, parts, starts, strict=True)]
+
+
+def manifold_distance(a: Tensor, b: Tensor) -> float:
+    """Return sum((A Aᵀ - B Bᵀ)²), the squared difference of two Gram matrices of K rows.
+
+    With S = (A + B) / 2 and Δ = A - B it is 2 <ΔᵀΔ, SᵀS> + 2 <SᵀΔ, (SᵀΔ)ᵀ>: no K x K matrix, and no difference of
+    two large sums, which float32 would drown in rounding where one unit changes little.
+
+    Args:
+        a: (K, D)
+        b: (K, D)
+
+    """
+    delta, mean = a - b, (a + b) / 2
+    across = mean.T @ delta
+    total = ((delta.T @ delta) * (mean.T @ mean)).sum(dtype=torch.float64)
+    total += (across * across.T).sum(dtype=torch.float64)
+    # Not max(): a value that is not finite must stay one.
+    return float((2 * total).clamp(min=0))
+
+
+def divergence(log_p: Tensor, log_q: Tensor) -> float:
+    """Return KL(p || q) summed over the samples, at least 0; both (B, labels) in logarithms."""
+    return float(F.kl_div(log_q, log_p, reduction="sum", log_target=True).clamp(min=0))

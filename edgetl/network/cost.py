@@ -1,0 +1,78 @@
+"""Multiply-accumulates and parameters, counted on the network as it is: stem, blocks and head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from edgetl.network.family import Group
+from edgetl.network.network import Network
+
+
+def macs(net: Network, tokens: int | None = None) -> int:
+    """Return the MACs of one sample; `tokens` is the length of a text, padding left out."""
+    return _counts(net, tokens)[""]
+
+
+def parameters(net: Network) -> int:
+    """Return the number of weights, shared ones counted once."""
+    return sum(p.numel() for p in net.module.parameters())
+
+
+def prices(net: Network, tokens: int | None = None) -> dict[str, int]:
+    """Return the MACs of one unit of every group, by the group's name, from one forward pass.
+
+    A head costs 4 N D d + 2 N^2 d, a neuron 2 N D (N tokens, D width, d head width).
+    """
+    counts = _counts(net, tokens)
+    return {group.name: _price(net, group, counts) for group in net.family.units(net.module)}
+
+
+def price(net: Network, group: Group, tokens: int | None = None) -> int:
+    """Return the MACs of one unit of a group; `prices` is cheaper for several groups."""
+    return _price(net, group, _counts(net, tokens))
+
+
+def _price(net: Network, group: Group, counts: Mapping[str, int]) -> int:
+    """Share the MACs of every layer that the unit is a slice of, and of the attention between them."""
+    names = net.names()
+    layers: dict[str, int] = {}
+    for path, _ in group.tensors:
+        owner, attribute = names.owner(path)
+        if attribute == "weight" and isinstance(owner, nn.Linear | nn.Conv1d | nn.Conv2d):
+            name = names.name(path).rpartition(".")[0]
+            layers[name] = counts.get(name, 0)
+    own = sum(layers.values())
+    if group.kind == "heads":
+        place = names.name(group.place)
+        inside = sum(counts.get(name, 0) for name in layers if name.startswith(f"{place}."))
+        own += counts.get(place, 0) - inside
+    return own // group.count
+
+
+def _counts(net: Network, tokens: int | None) -> dict[str, int]:
+    """Return the MACs of one sample by the module's own layer names, "" for all."""
+    inputs = _sample(net, tokens)
+    # Other attention kernels hide their matrix products from the counter.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        net.logits(inputs)
+    root = type(net.module).__name__
+    found = {"": counter.get_total_flops() // 2}
+    for name, operations in counter.get_flop_counts().items():
+        if name.startswith(f"{root}."):
+            found[name.removeprefix(f"{root}.")] = sum(cast(int, n) for n in operations.values()) // 2
+    return found
+
+
+def _sample(net: Network, tokens: int | None) -> dict[str, Tensor]:
+    """Return one sample on the module's device, a text of the length asked."""
+    device = next(net.module.parameters()).device
+    inputs = net.family.example(net.config, 1)
+    if tokens is not None and net.family.data == "text":
+        inputs = {name: value[:, :1].repeat(1, tokens) for name, value in inputs.items()}
+    return {name: value.to(device) for name, value in inputs.items()}

@@ -1,0 +1,104 @@
+"""What disturbs a measurement, and whether it still counts. [no torch, no pydantic]"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+HALF_WIDTH = 0.10
+"""Above this relative half-width of the median a measurement is invalid."""
+
+FAILED = 0.20
+"""Above this share of failed rounds a measurement is invalid."""
+
+FATAL = frozenset({"throttled", "battery"})
+
+_THROTTLE_BITS = 0xF  # Raspberry Pi: under-voltage, frequency capped, throttled, soft temperature limit
+
+
+@dataclass(frozen=True)
+class State:
+    """The machine at one moment; times in seconds since it started."""
+
+    steal: float
+    total: float
+    throttle_count: int  # x86: thermal events
+    throttle_word: str | None  # Raspberry Pi
+    battery: bool
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """What was seen while one artifact was measured; None where it cannot be read or does not apply."""
+
+    steal: float  # share of the machine's time
+    contention: float | None  # wall / CPU time, at one thread
+    switches: float  # involuntary, per second
+    others: float  # runnable besides ours, per cpu
+    cv: float
+    growth: float  # of the memory's peak in the second half of the window
+    throttled: bool
+    battery: bool
+
+
+def state() -> State:
+    """Read the machine's state."""
+    times = psutil.cpu_times()._asdict()
+    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    return State(
+        times.get("steal", 0.0),
+        sum(v for k, v in times.items() if k not in ("guest", "guest_nice")),
+        sum(int(text) for text in _texts("/sys/devices/system/cpu", "cpu[0-9]*/thermal_throttle/*_throttle_count")),
+        next(_texts("/sys/devices/platform/soc", "soc:firmware/get_throttled"), None),
+        battery is not None and battery.power_plugged is False,
+    )
+
+
+def steal(before: State, after: State) -> float:
+    """Return the share of the machine's time that the hypervisor gave to others."""
+    total = after.total - before.total
+    return max(0.0, (after.steal - before.steal) / total) if total > 0 else 0.0
+
+
+def throttled(before: State, after: State) -> bool:
+    """Say whether the machine slowed down for heat or power."""
+    words = [int(s.throttle_word, 16) if s.throttle_word else 0 for s in (before, after)]
+    now = any(word & _THROTTLE_BITS for word in words)
+    return now or words[0] != words[1] or after.throttle_count > before.throttle_count
+
+
+def flags(seen: Disturbance) -> list[str]:
+    """Return the names of what was above its threshold."""
+    above: Mapping[str, bool] = {
+        "steal": seen.steal > 0.01,
+        "contention": seen.contention is not None and seen.contention > 1.05,
+        "switches": seen.switches > 20,
+        "load": seen.others > 0.5,
+        "instability": seen.cv > 0.05,
+        "memory_growth": seen.growth > 0.02,
+        "throttled": seen.throttled,
+        "battery": seen.battery,
+    }
+    return [name for name, yes in above.items() if yes]
+
+
+def verdict(raised: Sequence[str], half_width: float, failed: float) -> Literal["clean", "noisy", "invalid"]:
+    """Return what a measurement is worth; `half_width` and `failed` are shares."""
+    if FATAL & set(raised) or half_width > HALF_WIDTH or failed > FAILED:
+        return "invalid"
+    return "noisy" if raised or failed else "clean"
+
+
+def _texts(root: str, pattern: str) -> Iterator[str]:
+    for path in sorted(Path(root).glob(pattern)):
+        try:
+            text = path.read_text("ascii").strip()
+        except OSError:
+            continue
+        if re.fullmatch(r"(0x)?[0-9a-fA-F]+", text):
+            yield text

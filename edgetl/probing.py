@@ -1,0 +1,139 @@
+"""Start measuring processes and read what they saw. [no torch, no runtime: the parent stays small]"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import IO
+
+from edgetl._probe import Job
+from edgetl.errors import BadHost, BadInput, EdgetlError, GateMissed, OutOfResources, Refused
+from edgetl.plugins import FOLDERS_VARIABLE
+from edgetl.types import Json
+
+START = "import sys; sys.path.insert(0, sys.argv[1]); from edgetl._probe import main; main()"
+"""An isolated interpreter ignores the working folder and PYTHONPATH; the package is found where this one was."""
+
+KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "SYSTEMROOT", FOLDERS_VARIABLE)
+"""The only variables that a measuring process inherits."""
+
+GRACE_S = 5.0
+_KINDS: Mapping[int, type[EdgetlError]] = {e.code: e for e in (BadInput, GateMissed, BadHost, Refused, OutOfResources)}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measuring process. Samples and times in nanoseconds, sizes in bytes beyond the bare runtime's."""
+
+    runtime: str
+    provider: str
+    wall: list[int]
+    cpu: list[int]
+    seconds: float  # length of the window
+    load_ns: int
+    first_ns: int
+    process_ns: int  # start of the process to its first output
+    base: int  # of the bare runtime
+    load_peak: int
+    peak: int
+    steady_rss: int
+    growth: float  # of the peak, from the middle of the window to its end
+    warm: int
+    steady: bool | None
+    switches: int
+    others: int
+
+
+def probe(job: Job, pad: int, timeout_s: float) -> Sample | None:
+    """Run one job in a fresh process; None when it did not finish in time and was stopped.
+
+    `pad` bytes lengthen the environment: its size shifts the stack, and with it the time (Mytkowicz et al. 2009).
+
+    Raises:
+        Refused: the artifact is refused, or it crashed the runtime while it was opened.
+        BadHost: the runtime failed or crashed while running.
+        OutOfResources: the process found no memory, or the system killed it.
+
+    """
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        code = _run(_command(job, out.fileno()), out.fileno(), errors, _environment(pad), timeout_s)
+        if code is None:
+            return None
+        out.seek(0)
+        errors.seek(0)
+        lines = out.read().splitlines()
+        last = json.loads(lines[-1]) if lines else {"phase": "start"}
+        if code == 0 and last["phase"] == "done":
+            facts: dict[str, Json] = {field.name: last[field.name] for field in fields(Sample)}
+            return Sample(**facts)
+        raise _explained(code, last, job.bundle, errors.read().decode("utf-8", "replace"))
+
+
+def _command(job: Job, out: int) -> list[str]:
+    package = str(Path(__file__).parent.parent)
+    return [sys.executable, "-I", "-c", START, package, str(out), json.dumps(asdict(job))]
+
+
+def _environment(pad: int) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    return {**kept, "EDGETL_PAD": "x" * pad}
+
+
+def _run(
+    command: list[str], out: int, errors: IO[bytes], environment: Mapping[str, str], timeout_s: float
+) -> int | None:
+    """Return the exit code, negative for a signal; None on time-out. No process of its group survives."""
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+        env=environment,
+        pass_fds=(out,),
+        start_new_session=True,
+    )
+    try:
+        return process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _explained(code: int, last: Mapping[str, Json], bundle: str, errors: str) -> EdgetlError:
+    """Return the error that the end of a measuring process means."""
+    if last["phase"] == "error":
+        return _KINDS.get(code, BadHost)(f"{bundle}: {last['problem']}", fix=last["fix"])
+    if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
+        fix = "free memory, or use a smaller artifact"
+        return OutOfResources(f"{bundle}: the system killed the measuring process, most likely for memory", fix=fix)
+    if code < 0 and last["phase"] == "load":
+        problem = f"{bundle}: the artifact crashed the runtime while it was opened ({signal.Signals(-code).name})"
+        return Refused(problem, fix="do not use this file; export it again")
+    if code < 0:
+        problem = f"{bundle}: the runtime crashed while running ({signal.Signals(-code).name})"
+        return BadHost(problem, fix="run `edgetl doctor`; try another version of the runtime")
+    tail = errors.strip().splitlines()
+    said = f": {tail[-1][:200]}" if tail else ""
+    fix = "run `edgetl doctor`; report it if nothing is wrong there"
+    return BadHost(f"{bundle}: the measuring process ended with code {code}{said}", fix=fix)

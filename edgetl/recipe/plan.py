@@ -1,0 +1,60 @@
+"""What a run will make, as plain data that every later stage reads. [no torch]"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from edgetl import store
+from edgetl.errors import BadInput
+from edgetl.recipe import yaml12
+from edgetl.recipe.read import Recipe
+from edgetl.types import Json
+
+SCHEMA_VERSION = 1
+
+
+def plan(recipe: Recipe) -> Json:
+    """Return the recipe with its branches expanded."""
+    named = recipe.names()
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": recipe.frame.name,
+        "reference": recipe.reference.name,
+        "students": [name for name, node in named.items() if node is not recipe.reference],
+        "targets": [TypeAdapter(type(t)).dump_python(t, mode="json") for t in recipe.targets],
+        "gates": recipe.frame.gates.model_dump(mode="json", exclude_none=True),
+        "budgets": {k: b.model_dump(mode="json", exclude_none=True) for k, b in recipe.frame.budgets.items()},
+        "steps": {name: [n.folder.removeprefix("steps/") for n in node.path] for name, node in named.items()},
+        "cuts": {name: any(n.step is not None and n.step.cuts for n in node.path) for name, node in named.items()},
+        "recipes": {name: recipe.digest(node) for name, node in named.items()},
+        "golden": {"samples": recipe.frame.golden, "raw": recipe.frame.golden_raw},
+    }
+
+
+def write_plan(recipe: Recipe, run: Path) -> None:
+    """Write recipe.yaml and plan.json where they changed."""
+    path, text = run / "recipe.yaml", yaml12.write(recipe.resolved)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        store.write_bytes(path, text.encode())
+    if not (run / "plan.json").is_file() or store.read_json(run / "plan.json") != plan(recipe):
+        store.write_json(run / "plan.json", plan(recipe))
+
+
+def read_plan(run: Path) -> Json:
+    """Return the plan of a run folder.
+
+    Raises:
+        BadInput: the folder is no run, or was written by a newer edgetl.
+
+    """
+    path = run / "plan.json"
+    if not path.is_file():
+        raise BadInput(f"{run} is no run folder: it has no plan.json", fix="name one that `edgetl compress` wrote")
+    read = store.read_json(path)
+    if read.get("schema_version") != SCHEMA_VERSION:
+        fix = "upgrade edgetl, or run the recipe again with this version"
+        problem = f"{path}: schema version {read.get('schema_version')}, this edgetl reads {SCHEMA_VERSION}"
+        raise BadInput(problem, fix=fix)
+    return read

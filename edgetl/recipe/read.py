@@ -1,0 +1,268 @@
+"""From a recipe's file to what will be made: every error at once, every default written. [no torch at the top]"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from edgetl import device, plugins, store
+from edgetl.errors import BadInput, BadInputs
+from edgetl.examples import Source
+from edgetl.recipe import branches
+from edgetl.recipe.branches import Node
+from edgetl.recipe.load import load, required
+from edgetl.recipe.schema import Budget, Gates, Model, Step, Target
+from edgetl.strict import Strict
+from edgetl.types import Json
+
+
+class Frame(Strict):
+    """What of a recipe is no plugin."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    seed: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0)  # of training and scoring; 0: all that this process may use
+    model: Model
+    reference: str | None = None
+    gates: Gates = Gates()
+    budgets: dict[str, Budget] = Field(default_factory=dict)
+    golden: int = Field(32, ge=1)  # test samples that the bundle carries
+    golden_raw: bool = True  # false where raw data may not leave the host
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A valid recipe with its branches."""
+
+    frame: Frame
+    data: Source
+    nodes: tuple[Node, ...]  # by step, then by branch
+    targets: tuple[Target, ...]
+    reference: Node
+    resolved: Json  # every default written; reads back to the same recipe
+
+    @property
+    def students(self) -> tuple[Node, ...]:
+        """The last node of every branch."""
+        return branches.students(self.nodes)
+
+    def names(self) -> dict[str, Node]:
+        """Return what is exported, by bundle name: the reference first, then every student."""
+        named = {branches.student_name(n): n for n in self.students if n is not self.reference}
+        return {self.reference.name: self.reference, **named}
+
+    def digest(self, node: Node) -> str:
+        """Return the sha256 of the recipe reduced to what led to this node."""
+        steps = [n.step.model_dump(mode="json") for n in node.path if n.step is not None]
+        return store.digest({**self.resolved, "steps": steps, "budgets": None, "gates": None})
+
+
+def read(path: Path, sets: Sequence[str] = ()) -> Recipe:
+    """Return the recipe in a file, with `--set` overrides applied.
+
+    Raises:
+        BadInputs: everything that is wrong, each with file and key.
+
+    """
+    raw = load(path, sets)
+    missing = [f"{key}: {hint}" for key, hint in required(raw)]
+    if missing:
+        fixes = [BadInput(f"{path}: {m}", fix=f"give it with --set {m.split(':')[0]}=...") for m in missing]
+        raise BadInputs(fixes)
+    recipe, errors = check(raw, path.name)
+    if recipe is None or errors:
+        raise BadInputs(errors)
+    return recipe
+
+
+def check(raw: dict[str, Json], name: str) -> tuple[Recipe | None, list[BadInput]]:
+    """Return the recipe, or all that is wrong with it."""
+    errors: list[BadInput] = []
+    frame_keys = {k: v for k, v in raw.items() if k not in ("data", "steps", "targets")}
+    frame = _valid(Frame, frame_keys, f"{name}: ", errors)
+    data = _plugin("data", raw.get("data"), f"{name}: data", errors)
+    nodes, raw_steps = _nodes(raw.get("steps", []), name, errors)
+    listed = _list(raw.get("targets", [{"use": "onnx"}]), f"{name}: targets", errors)
+    targets = [_plugin("targets", target, f"{name}: targets[{i}]", errors) for i, target in enumerate(listed)]
+    reference = _reference(raw.get("reference"), nodes, name, errors)
+    errors += _orders(nodes, raw, name)
+    errors += _names(raw, name)
+    if errors or frame is None or data is None or reference is None:
+        return None, errors
+    resolved = _resolved(frame, data, raw_steps, nodes, targets, reference)
+    return Recipe(frame, data, nodes, tuple(targets), reference, resolved), []
+
+
+def _nodes(raw: Json, name: str, errors: list[BadInput]) -> tuple[tuple[Node, ...], list[dict[str, Json]]]:
+    source = Node(0, None, branches.ALL, None)
+    ends: tuple[Node, ...] = (source,)
+    nodes, kept = [source], []
+    for i, item in enumerate(_list(raw, f"{name}: steps", errors)):
+        where = f"{name}: steps[{i}]"
+        cls = _class("methods", item, where, errors)
+        if cls is None:
+            continue
+        steps = _steps(cls, item, f"{where} ({item['use']}): ", errors)
+        if not steps:
+            continue
+        handle = steps[0].name or steps[0].use
+        if handle in {n.name for n in nodes} | {branches.ALL, "student"}:
+            errors.append(BadInput(f"{where}: the name '{handle}' is taken", fix="give the step a `name:` of its own"))
+            continue
+        try:
+            ends = branches.grow(ends, i + 1, tuple(steps))
+        except BadInput as e:
+            errors.append(BadInput(f"{name}: {e.problem}", fix=e.fix))
+            continue
+        nodes.extend(ends)
+        kept.append(item)
+    return tuple(nodes), kept
+
+
+def _steps(cls: type[Step], item: Mapping[str, Json], where: str, errors: list[BadInput]) -> list[Step]:
+    """Return one step per branch; wrong fields are told and take their defaults, so that the rest is checked."""
+    found: list[Step] = []
+    for given in branches.values(cls, item):
+        step, rest = _valid(cls, given, where, errors), given
+        while step is None:
+            wrong = _wrong(cls, rest)
+            rest = {k: v for k, v in rest.items() if k not in wrong}
+            step = _valid(cls, rest, where, []) if wrong else cls(use=item["use"])
+        found.append(step)
+    if not found:
+        errors.append(BadInput(f"{where}an empty list of values", fix="give at least one value"))
+    return found
+
+
+def _wrong(cls: type[Step], raw: Mapping[str, Json]) -> set[str]:
+    """Return the keys of a step that are given and wrong."""
+    try:
+        cls.model_validate(raw)
+    except ValidationError as e:
+        return {str(error["loc"][0]) for error in e.errors()} & set(raw)
+    return set()
+
+
+def _orders(nodes: Sequence[Node], raw: Mapping[str, Json], name: str) -> Iterator[BadInput]:
+    """Yield steps that read what is not there, or need what no earlier step gives."""
+    model = raw.get("model")
+    untrained = isinstance(model, dict) and not isinstance(model.get("source"), str)
+    seen: set[tuple[int, str]] = set()
+    for node in nodes:
+        if node.step is None:
+            continue
+        where = f"{name}: steps[{node.number - 1}] ({node.name})"
+        before = tuple(n.name for n in node.path[:-1])
+        for wanted in node.step.reads():
+            if wanted not in before and (node.number, wanted) not in seen:
+                seen.add((node.number, wanted))
+                yield BadInput(f"{where}: no earlier step '{wanted}'", fix=plugins.nearest(wanted, before))
+        trained = any(n.step is not None and n.step.trains for n in node.path[:-1])
+        if "trained" in node.step.needs and untrained and not trained and (node.number, "") not in seen:
+            seen.add((node.number, ""))
+            fix = "put a training step (finetune, lora) before it, or start from trained weights"
+            yield BadInput(f"{where}: needs a trained network, and the source is random weights", fix=fix)
+
+
+def _reference(given: Json, nodes: Sequence[Node], name: str, errors: list[BadInput]) -> Node | None:
+    """Return the named step, or the last training step before the first cut or fan-out, else the source."""
+    trunk = [n for n in nodes if n.branch == branches.ALL]
+    if given is not None:
+        found = next((n for n in trunk if n.name == given), None)
+        if found is None:
+            behind = any(n.name == given for n in nodes)
+            problem = "lies behind a fan-out" if behind else "names no step"
+            fix = plugins.nearest(str(given), tuple(n.name for n in trunk))
+            errors.append(BadInput(f"{name}: reference: '{given}' {problem}", fix=fix))
+        return found
+    reference = trunk[0]
+    for node in trunk[1:]:
+        if node.step is not None and node.step.cuts:
+            break
+        if node.step is not None and node.step.trains:
+            reference = node
+    return reference
+
+
+def _names(raw: Mapping[str, Json], name: str) -> Iterator[BadInput]:
+    """Yield the family and the devices that do not exist, whatever else is wrong."""
+    model, budgets = raw.get("model"), raw.get("budgets")
+    family, families = model.get("family") if isinstance(model, dict) else None, plugins.names("families")
+    if isinstance(family, str) and family not in families:
+        yield BadInput(f"{name}: model.family: no family '{family}'", fix=plugins.nearest(family, families))
+    known = ("local", *device.names())
+    for key in budgets if isinstance(budgets, dict) else ():
+        if key not in known:
+            yield BadInput(f"{name}: budgets.{key}: no device '{key}'", fix=plugins.nearest(key, known))
+
+
+def _resolved(frame: Frame, data: Source, raw_steps: Sequence[Mapping[str, Json]], nodes: Sequence[Node],
+              targets: Sequence[Target], reference: Node) -> Json:  # fmt: skip
+    steps = []
+    for raw in raw_steps:
+        alike = [n.step for n in nodes if n.step is not None and n.name == (raw.get("name") or raw["use"])]
+        dumped = {**alike[0].model_dump(mode="json"), "name": raw.get("name") or raw["use"]}
+        for field in branches.fan_outs(type(alike[0])):
+            if isinstance(raw.get(field), list):
+                every = [s.model_dump(mode="json")[field] for s in alike]
+                dumped[field] = [v for i, v in enumerate(every) if v not in every[:i]]
+        steps.append(dumped)
+    top = frame.model_dump(mode="json")
+    plain = [TypeAdapter(type(t)).dump_python(t, mode="json") for t in targets]
+    tail = {"reference": reference.name, "targets": plain, "gates": top["gates"], "budgets": top["budgets"]}
+    head = {k: v for k, v in top.items() if k not in tail}
+    return {**head, "data": data.model_dump(mode="json"), "steps": steps, **tail}
+
+
+def _plugin(kind: plugins.Kind, raw: Json, where: str, errors: list[BadInput]) -> Any:
+    cls = _class(kind, raw, where, errors)
+    return None if cls is None else _valid(cls, raw, f"{where} ({raw['use']}): ", errors)
+
+
+def _class(kind: plugins.Kind, raw: Json, where: str, errors: list[BadInput]) -> Any:
+    if not isinstance(raw, dict) or not isinstance(raw.get("use"), str):
+        names = ", ".join(plugins.names(kind))
+        errors.append(BadInput(f"{where}: no `use:`", fix=f"write {{use: NAME, ...}}, NAME one of: {names}"))
+        return None
+    try:
+        return plugins.find(kind, raw["use"])
+    except BadInput as e:
+        errors.append(BadInput(f"{where}: {e.problem}", fix=e.fix))
+        return None
+
+
+def _valid(cls: Any, raw: Json, where: str, errors: list[BadInput]) -> Any:
+    try:
+        return TypeAdapter(cls).validate_python(raw)
+    except ValidationError as e:
+        errors.extend(_told(error, _keys(cls, error["loc"][:-1]), where) for error in e.errors(include_url=False))
+        return None
+
+
+def _keys(cls: Any, place: Sequence[str | int]) -> tuple[str, ...]:
+    """Return the keys that a class, or what lies at a place inside it, may have."""
+    for part in place:
+        field = cls.model_fields.get(part) if hasattr(cls, "model_fields") else None
+        inner = [field.annotation, *get_args(field.annotation)] if field is not None else []
+        cls = next((t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)), cls)
+    return tuple(cls.model_fields if hasattr(cls, "model_fields") else cls.__dataclass_fields__)
+
+
+def _told(error: Any, known: tuple[str, ...], where: str) -> BadInput:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return BadInput(f"{where}{key}: unknown key", fix=plugins.nearest(key.split(".")[-1], known))
+    got = repr(error.get("input"))
+    shown = f", got {got[:60]}" if error["type"] != "missing" else ""
+    return BadInput(f"{where}{key}: {error['msg'][:1].lower()}{error['msg'][1:]}{shown}", fix=f"correct '{key}'")
+
+
+def _list(raw: Json, where: str, errors: list[BadInput]) -> list[Json]:
+    if isinstance(raw, list):
+        return raw
+    errors.append(BadInput(f"{where}: must be a list", fix="start every entry with '- '"))
+    return []

@@ -1,0 +1,145 @@
+"""The recipe: what to make. [no torch]"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol, TypeAlias, TypeVar
+
+from pydantic import Field
+
+from edgetl.strict import Strict
+from edgetl.types import Json
+
+if TYPE_CHECKING:
+    from edgetl.network.network import Network
+    from edgetl.session import Session
+    from edgetl.train.batches import Data
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FanOut:
+    """Marks a field whose list of values makes branches."""
+
+
+Branches = Annotated[T, FanOut()]
+"""A field that takes a value or, in YAML, a list of values: one branch each. A step only ever sees one value."""
+
+Need: TypeAlias = Literal["trained", "image", "text"]
+"""What a step needs of its input: weights that solve the task, or a kind of data."""
+
+Share: TypeAlias = Annotated[float, Field(gt=0, le=1)]
+
+
+class Schedule(Strict):
+    """How long and how fast to train. AdamW, linear warm-up, cosine decay to zero."""
+
+    epochs: int = Field(10, ge=1)
+    lr: float = Field(5e-4, gt=0)
+    batch: int = Field(32, ge=1)  # global: shared out over all processes
+    weight_decay: float = Field(0.05, ge=0)
+    warmup: float = Field(0.1, ge=0, lt=1)  # share of all steps
+    clip: float = Field(1.0, gt=0)  # norm of the gradient
+
+
+class Teacher(Strict):
+    """Learn from the answers of an earlier step's network (Hinton et al. 2015)."""
+
+    step: str
+    temperature: float = Field(2.0, gt=0)
+    weight: float = Field(0.5, ge=0, le=1)  # of the teacher's term; the labels' term gets the rest
+
+
+class Step(Strict, ABC):
+    """One method: `Network -> Network`. Every default makes a working step."""
+
+    use: str  # file name in methods/
+    name: str = Field("", pattern=r"^[a-z0-9][a-z0-9-]*$|^$")  # folder name and handle for later steps; default: use
+    trains: ClassVar[bool] = False  # it fits weights to the labels of this task
+    cuts: ClassVar[bool] = False  # it changes the architecture
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    shared: ClassVar[bool] = False  # what costs time is made once for all branches
+
+    def passes(self, rows: int, units: int) -> float:
+        """Return about how many forward passes of one sample it costs, for a forecast; backward counts as two."""
+        schedule = getattr(self, "schedule", None)
+        return 3.0 * rows * schedule.epochs if isinstance(schedule, Schedule) else 0.0
+
+    def reads(self) -> tuple[str, ...]:
+        """Return the names of the earlier steps it takes from `ctx.past`."""
+        return ()
+
+    @abstractmethod
+    def run(self, net: Network, ctx: Context) -> Network:
+        """Return the changed network, plain again; `net` may be consumed."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that a step may use besides its input. Built by stages/compress only."""
+
+    data: Data
+    seed: int  # of this step on this branch
+    work: Path  # scratch folder of this step on this branch; kept until the step is finished
+    past: Callable[[str], Network]  # a fresh copy of a step named in reads()
+    once: Callable[[str, Mapping[str, Json | Network], Callable[[Path, int], None]], Path]
+    """`once(what, parts, make)`: the folder that `make(folder, seed)` filled, made once for all branches."""
+
+
+class Target(Protocol):
+    """Makes and opens one kind of file: a frozen dataclass in targets/, without torch or pydantic at its top."""
+
+    use: str  # file name in targets/
+    precision: str
+
+    def lower(self, base: Path, folder: Path) -> str:
+        """Write the artifact made from the base ONNX file into the folder and return its file name."""
+
+    def session(self) -> dict[str, Json]:
+        """Return the runtime options that ship in the manifest and that every Session applies."""
+
+    @staticmethod
+    def open(file: bytes | Path, options: Mapping[str, Json], threads: int) -> Session:
+        """Open an artifact, of verified bytes or from its file, on a number of threads (0: the runtime's choice).
+
+        Raises:
+            Refused: the runtime cannot read the file.
+            BadHost: the provider asked for is not there, or fell back.
+
+        """
+
+    @staticmethod
+    def runtime() -> str:
+        """Return the runtime and its version: "onnxruntime 1.31.1"."""
+
+
+class Model(Strict):
+    """The backbone: a family, where its weights come from, and the classes."""
+
+    family: str
+    source: str | dict[str, Json] = Field(union_mode="left_to_right")  # hub id, folder, or sizes for random weights
+    labels: tuple[str, ...] | None = None  # default: the data's
+
+
+class Gates(Strict):
+    """Limits that hold for every student, everywhere. Accuracies in percent, drops in percentage points."""
+
+    accuracy: float | None = Field(None, ge=0, le=100)
+    accuracy_drop: float | None = Field(None, ge=0)
+    class_drop: float | None = Field(None, ge=0)
+    f1: float | None = Field(None, ge=0, le=100)
+    agreement: Share | None = None
+    faster: bool | None = None  # default: true where latency was measured
+
+
+class Budget(Strict):
+    """Limits that hold on one device."""
+
+    p50_ms: float | None = Field(None, gt=0)
+    p90_ms: float | None = Field(None, gt=0)
+    peak_mb: float | None = Field(None, gt=0)
+    size_mb: float | None = Field(None, gt=0)

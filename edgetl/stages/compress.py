@@ -1,0 +1,185 @@
+"""Recipe -> networks: every step on every branch in a folder of its own, finished ones loaded. [host: torch]"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from edgetl import plugins, store
+from edgetl.dataset import open_data
+from edgetl.errors import BadInput, EdgetlError
+from edgetl.network import keys
+from edgetl.network import network as networks
+from edgetl.network.network import Network
+from edgetl.recipe.branches import SOURCE, Node
+from edgetl.recipe.plan import write_plan
+from edgetl.recipe.read import Recipe
+from edgetl.recipe.schema import Context
+from edgetl.train.batches import Data
+from edgetl.types import Json
+
+PACKAGES = ("edgetl", "torch", "transformers", "peft", "accelerate", "numpy", "safetensors", "tokenizers", "onnxscript")
+
+log = logging.getLogger("edgetl")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all steps of one run share."""
+
+    recipe: Recipe
+    folder: Path
+    data: Data
+    conditions: Json  # versions, threads, device kind: part of every key
+
+    @property
+    def old(self) -> Path:
+        """Where stale results go."""
+        return self.folder / "steps" / ".old"
+
+    def at(self, node: Node) -> Path:
+        """The folder of a node."""
+        return self.folder / node.folder
+
+
+def compress(recipe: Recipe, run: Path) -> dict[str, Path]:
+    """Run every step that is not finished; return the network folders of the reference and all students by name.
+
+    Raises:
+        EdgetlError: the data, a step or the machine is at fault; finished steps stay.
+
+    """
+    with store.locked(run):
+        store.sweep(run)
+        write_plan(recipe, run)
+        torch.set_num_threads(recipe.frame.threads or len(os.sched_getaffinity(0)))
+        conditions = environment(torch.get_num_threads())
+        store.write_json(run / "environment.json", conditions)
+        work = Run(recipe, run, Data(open_data(recipe, run)[1], recipe.data.augment), conditions)
+        for node in recipe.nodes:
+            _step(work, node)
+        _tidy(work)
+        return {name: work.at(node) for name, node in recipe.names().items()}
+
+
+def environment(threads: int) -> Json:
+    """Return the versions and conditions that results depend on."""
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    return {
+        "versions": {p: _version(p) for p in PACKAGES},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": threads,
+        "device": torch.cuda.get_device_name() if kind == "cuda" else kind,
+    }
+
+
+def step_key(work: Run, node: Node) -> str:
+    """Return the content hash of all that a step reads; its input and the steps it names must be finished."""
+    recipe = work.recipe
+    common = {"data": work.data.digest, "seed": node.seed(recipe.frame.seed), "conditions": work.conditions}
+    if node.step is None:
+        family = recipe.frame.model.family
+        source = keys.source_key(recipe.frame.model.source)
+        code = store.source_digest(plugins.source("families", family))
+        model = [family, source, list(work.data.labels)]
+        return store.digest({**common, "model": model, "code": code})
+    assert node.parent is not None
+    reads = {name: _digest(work, node, name) for name in node.step.reads()}
+    code = store.source_digest(plugins.source("methods", node.step.use))
+    step = node.step.model_dump(mode="json")
+    inputs = {"input": keys.network_key(work.at(node.parent)), "reads": reads}
+    return store.digest({**common, **inputs, "step": step, "code": code})
+
+
+def _step(work: Run, node: Node) -> None:
+    key = step_key(work, node)
+    folder = work.at(node)
+    if keys.finished(folder, key):
+        log.info("%s on %s: finished before", node.name, node.branch)
+        return
+    store.retire(folder, work.old)
+    log.info("%s on %s: running", node.name, node.branch)
+    scratch = work.folder / "steps" / ".work" / f"{node.number:02d}-{node.name}-{node.branch}"
+    made = _source(work, node) if node.step is None else _run(work, node, scratch)
+    extra: dict[str, Json] = {"key": key, "step": node.name, "branch": node.branch}
+    if made.module.training:
+        raise EdgetlError(f"step '{node.name}' left its network in training mode", fix="this is a bug in the method")
+    with store.folder_being_made(folder) as temporary:
+        networks.save(made, temporary, extra, _assets(work))
+        networks.check_plain(made, temporary)
+    store.remove(scratch)
+
+
+def _source(work: Run, node: Node) -> Network:
+    model = work.recipe.frame.model
+    return networks.create(model.family, model.source, work.data.labels, node.seed(work.recipe.frame.seed))
+
+
+def _run(work: Run, node: Node, scratch: Path) -> Network:
+    assert node.step is not None
+    assert node.parent is not None
+    scratch.mkdir(parents=True, exist_ok=True)
+    seed = node.seed(work.recipe.frame.seed)
+    context = Context(work.data, seed, scratch, partial(_past, work, node), partial(_once, work, node))
+    torch.manual_seed(seed)
+    return node.step.run(networks.load(work.at(node.parent)), context)
+
+
+def _past(work: Run, node: Node, name: str) -> Network:
+    ancestor = node.ancestor(name)
+    if ancestor is None:
+        raise BadInput(f"step '{node.name}': no earlier step '{name}'", fix=f"name an ancestor, e.g. '{SOURCE}'")
+    return networks.load(work.at(ancestor))
+
+
+def _digest(work: Run, node: Node, name: str) -> str:
+    ancestor = node.ancestor(name)
+    assert ancestor is not None, name
+    return keys.network_key(work.at(ancestor))
+
+
+def _once(
+    work: Run, node: Node, what: str, parts: Mapping[str, Json | Network], make: Callable[[Path, int], None]
+) -> Path:
+    """Return the folder that `make` fills once for all branches: keyed by what it is made from, never by a branch."""
+    plain = {k: v.digest if isinstance(v, Network) else v for k, v in parts.items()}
+    assert node.step is not None
+    code = store.source_digest(plugins.source("methods", node.step.use))
+    common = {"data": work.data.digest, "seed": work.recipe.frame.seed, "conditions": work.conditions}
+    key = store.digest({"what": what, "parts": plain, "code": code, **common})
+    folder = work.folder / "shared" / f"{what}-{key[:16]}"
+    return store.made_once(folder, key, lambda out: make(out, int(key[:8], 16)), work.old)
+
+
+def _assets(work: Run) -> Path | None:
+    folder = work.data.prepared.folder
+    return folder if (folder / "tokenizer.json").is_file() else None
+
+
+def _tidy(work: Run) -> None:
+    """Move what the recipe no longer names out of the way."""
+    names = set(work.recipe.names())
+    for kind in ("students", "bundles"):
+        for path in sorted((work.folder / kind).glob("[!.]*")):
+            if path.name not in names:
+                store.retire(path, work.folder / kind / ".old")
+    kept = {work.at(n) for n in work.recipe.nodes}
+    for path in sorted((work.folder / "steps").glob("[0-9]*/*")):
+        if path not in kept:
+            store.retire(path, work.old)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,177 @@
+"""Networks -> bundles: base ONNX, one artifact per target, judged on the whole test split. [host: torch]"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from edgetl import artifact, bundle, plugins, store
+from edgetl.artifact import Trial, torch_answers
+from edgetl.data._fields import ImageFields, TextFields, image_operations, text_operations
+from edgetl.dataset import open_data
+from edgetl.errors import BadInput, EdgetlError
+from edgetl.golden import write_npz
+from edgetl.network import keys, saved
+from edgetl.network import network as networks
+from edgetl.network.network import Network
+from edgetl.network.to_onnx import to_onnx
+from edgetl.preprocess import IDS, MASK, Preprocess, Raw
+from edgetl.recipe.load import load
+from edgetl.recipe.plan import read_plan
+from edgetl.recipe.read import Recipe, check
+from edgetl.recipe.schema import Target
+from edgetl.train.batches import Data
+from edgetl.types import Json
+
+PACKAGES = ("edgetl", "torch", "onnx", "onnxscript", "onnxruntime", "transformers")
+MADE_UP = 64
+"""Samples that a network without data is compared on."""
+
+log = logging.getLogger("edgetl")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one network's export goes, and the key of what it is made from."""
+
+    out: Path  # base.onnx, logits
+    bundles: Path  # a folder per target below it
+    key: str
+
+
+def export(where: Path, targets: Sequence[str] = ()) -> list[Path]:
+    """Export what is not exported yet, of a run or a single saved network, and return the bundle folders.
+
+    `targets` limits a run's export to these; a saved network, which has no recipe, is exported for them or for onnx.
+
+    Raises:
+        BadInput: the folder is neither, or a target is not known.
+        GateMissed: an exported file does not equal its network; its bundle is not written.
+
+    """
+    with store.locked(where):
+        store.sweep(where)
+        if saved.is_saved(where):
+            chosen = [plugins.find("targets", name)() for name in targets or ("onnx",)]
+            return _one(where, chosen)
+        recipe = _recipe(where)
+        wanted = [t for t in recipe.targets if not targets or t.use in targets]
+        if unknown := set(targets) - {t.use for t in wanted}:
+            fix = f"the recipe names: {', '.join(t.use for t in recipe.targets)}"
+            raise BadInput(f"the recipe does not name the target {min(unknown)}", fix=fix)
+        trial = _trial(recipe, where)
+        made = []
+        for name, node in recipe.names().items():
+            folder = where / node.folder
+            if not saved.is_saved(folder):
+                fix = f"edgetl compress --recipe {where}/recipe.yaml"
+                raise BadInput(f"step '{node.name}' is not finished", fix=fix)
+            place = Place(where / "students" / name, where / "bundles" / name, _key(folder, trial, recipe.digest(node)))
+            facts = {"name": name, "provenance": {"recipe_sha256": recipe.digest(node)}}
+            made += _exports(folder, trial, wanted, place, facts)
+        return made
+
+
+def _one(folder: Path, targets: Sequence[Target]) -> list[Path]:
+    """Export a network that comes without data: compared with torch on made-up inputs, its accuracy unknown."""
+    log.warning("%s has no data: the file is compared with torch on made-up inputs, its accuracy is not known", folder)
+    net = networks.load(folder)
+    trial = _made_up(net, folder)
+    place = Place(folder / "export", folder / "bundles" / "network", _key(folder, trial, ""))
+    return _exports(folder, trial, targets, place, {"name": "network", "provenance": {"recipe_sha256": ""}})
+
+
+def _made_up(net: Network, folder: Path) -> Trial:
+    prep = net.family.prep(str(folder), net.config)
+    example = {k: v.numpy() for k, v in net.family.example(net.config, MADE_UP).items()}
+    if net.family.data == "text":
+        raw, operations = Raw("text"), text_operations(TextFields(), prep)
+        operations = ({**operations[0], "file": saved.TOKENIZER},)
+        names: tuple[str, ...] = (IDS, MASK)
+        heads = example
+    else:
+        raw = Raw("image")
+        operations = image_operations(ImageFields(), raw, prep)
+        names = tuple(example)
+        heads = {k: np.random.default_rng(0).integers(0, 256, v.shape, np.uint8) for k, v in example.items()}
+    tokens = heads[MASK].shape[1] if MASK in heads else None
+    process = Preprocess(operations, raw, names, folder)
+    return Trial(process, heads, None, tuple(range(32)), None, tokens, "")
+
+
+def _recipe(run: Path) -> Recipe:
+    read_plan(run)
+    recipe, errors = check(load(run / "recipe.yaml"), "recipe.yaml")
+    if recipe is None:
+        raise errors[0]
+    return recipe
+
+
+def _trial(recipe: Recipe, run: Path) -> Trial:
+    """Return the test split, and keep a copy for devices in eval/test.npz."""
+    examples, prepared = open_data(recipe, run)
+    rows = prepared.splits["test"]
+    heads = {name: np.asarray(values[rows]) for name, values in prepared.inputs.items()}
+    path = run / "eval" / "test.npz"
+    if not store.stamped(path.with_suffix(".json"), prepared.digest, [path]):
+        with store.writing(path) as temporary:
+            write_npz(temporary, {**heads, "y": prepared.y[rows]})
+        store.stamp(path.with_suffix(".json"), prepared.digest, [path])
+    size = min(recipe.frame.golden, len(rows))
+    golden = np.linspace(0, len(rows) - 1, size).astype(int)
+    raw = tuple(examples.read(int(rows[i])) for i in golden) if recipe.frame.golden_raw else None
+    tokens = Data(prepared).mean_tokens()
+    return Trial(prepared.preprocess(), heads, prepared.y[rows], tuple(golden.tolist()), raw, tokens, prepared.digest)
+
+
+def _exports(folder: Path, trial: Trial, targets: Sequence[Target], place: Place, facts: Json) -> list[Path]:
+    """Export one network for every target."""
+    folders = {f"{t.use}-{t.precision}": t for t in targets}
+    missing = {name: t for name, t in folders.items() if not _finished(place, name)}
+    log.info("export of %s: %s", facts["name"], "running" if missing else "finished before")
+    if missing:
+        net = networks.load(folder)
+        _base(net, trial, place)
+        for name, target in missing.items():
+            artifact.make(net, trial, target, place.out, place.bundles / name, facts)
+            store.stamp(place.out / f"{name}.json", place.key, _files(place, name))
+    return [place.bundles / name for name in folders]
+
+
+def _key(folder: Path, trial: Trial, recipe: str) -> str:
+    """Return the hash of all that an export is made from, the code included."""
+    here = Path(artifact.__file__).parent
+    code = [store.file_digest(here / name) for name in ("artifact.py", "network/to_onnx.py", "targets/onnx.py")]
+    versions = {p: version(p) for p in PACKAGES}
+    golden = [list(trial.golden), trial.raw is not None]
+    return store.digest([keys.network_key(folder), trial.digest, golden, code, versions, recipe])
+
+
+def _finished(place: Place, name: str) -> bool:
+    if not store.stamped(place.out / f"{name}.json", place.key, _files(place, name)):
+        return False
+    try:
+        bundle.open_bundle(place.bundles / name)
+    except EdgetlError as e:
+        log.warning("%s: %s; it is made again", place.bundles / name, e.problem)
+        return False
+    return True
+
+
+def _files(place: Place, name: str) -> list[Path]:
+    return [place.bundles / name / "SHA256SUMS", place.out / f"{name}.npy"]
+
+
+def _base(net: Network, trial: Trial, place: Place) -> None:
+    """Write base.onnx and the torch network's answers, unless they are there."""
+    files = [place.out / "base.onnx", place.out / "logits.npy"]
+    if not store.stamped(place.out / "base.json", place.key, files):
+        to_onnx(net, files[0])
+        with store.writing(files[1]) as temporary, temporary.open("wb") as f:
+            np.save(f, torch_answers(net, trial, trial.n))
+        store.stamp(place.out / "base.json", place.key, files)

@@ -1,0 +1,107 @@
+"""What a run would make, what of it is there, and about how long the rest takes. [host: torch]"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from edgetl import plugins
+from edgetl.examples import Examples
+from edgetl.network import cost
+from edgetl.network.network import Network
+from edgetl.recipe.branches import Node
+from edgetl.recipe.read import Recipe
+from edgetl.types import Json
+
+BYTES_OF_WEIGHT = 4
+MODULES = ("peft", "accelerate", "onnxscript", "sklearn", "safetensors", "transformers")
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """One entry per step and branch: name, branch, whether it is there, minutes."""
+
+    steps: Sequence[tuple[str, str, bool, float]]
+    students: tuple[str, ...]
+    gigabytes: float
+    missing: tuple[str, ...]
+
+    @property
+    def minutes(self) -> float:
+        """Minutes of all that is not there yet, of training and scoring."""
+        return sum(minutes for _, _, there, minutes in self.steps if not there)
+
+    def lines(self) -> list[tuple[str, str, str, str]]:
+        """Return the cells of a table."""
+        return [(n, b, "is there" if there else "to make", f"{m:.1f}") for n, b, there, m in self.steps]
+
+    def summary(self) -> str:
+        """Return the sums in words."""
+        extras = f'; missing: {", ".join(self.missing)} (pip install "edgetl[compress]")' if self.missing else ""
+        students = ", ".join(self.students)
+        return f"students: {students}\nabout {self.minutes:.1f} minutes and {self.gigabytes:.2f} GB{extras}"
+
+    def to_json(self) -> Json:
+        """Return the plain data."""
+        keys = ("step", "branch", "finished", "minutes")
+        steps = [dict(zip(keys, s, strict=True)) for s in self.steps]
+        sums = {"minutes": self.minutes, "gigabytes": self.gigabytes, "missing": list(self.missing)}
+        return {"steps": steps, "students": list(self.students), **sums}
+
+
+def forecast(recipe: Recipe, run: Path) -> Forecast:
+    """Return what a run of the recipe in this folder would make; nothing is written.
+
+    The time is that of one forward pass on random weights here, times the passes that each step says it needs.
+    """
+    missing = tuple(m for m in MODULES if find_spec(m) is None)
+    if missing:
+        steps = [(n.name, n.branch, False, 0.0) for n in recipe.nodes]
+        return Forecast(steps, tuple(recipe.names()), 0.0, missing)
+    examples = recipe.data.examples()
+    net = _stand_in(recipe, examples)
+    seconds = _forward_seconds(net, recipe.frame.threads)
+    rows = len(examples.y)
+    units = sum(group.count for group in net.family.units(net.module))
+    steps = []
+    scored: set[str] = set()
+    for node in recipe.nodes:
+        passes = 0.0 if node.step is None else node.step.passes(rows, units)
+        shared = node.step is not None and node.step.shared and f"{node.name}/{_input(node)}" in scored
+        scored.add(f"{node.name}/{_input(node)}")
+        there = (run / node.folder / "network.json").is_file()
+        steps.append((node.name, node.branch, there, 0.0 if shared else passes * seconds / 60))
+    size = cost.parameters(net) * BYTES_OF_WEIGHT
+    copies = len(recipe.nodes) + 2 * len(recipe.names())
+    return Forecast(steps, tuple(n for n in recipe.names()), copies * size / 1e9, ())
+
+
+def _input(node: Node) -> str:
+    return node.parent.folder if node.parent is not None else ""
+
+
+def _stand_in(recipe: Recipe, examples: Examples) -> Network:
+    """Return the backbone with random weights: the time of a pass does not depend on them."""
+    family = plugins.find("families", recipe.frame.model.family)
+    config = family.config(recipe.frame.model.source, len(examples.labels))
+    return Network(family.build(config), family, config, examples.labels)
+
+
+def _forward_seconds(net: Network, threads: int, batch: int = 16) -> float:
+    """Return the seconds that one sample costs forward, the fastest of three batches."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    example = net.family.example(net.config, batch)
+    times = []
+    with torch.inference_mode():
+        for _ in range(3):
+            start = time.perf_counter()
+            net.logits(example)
+            times.append(time.perf_counter() - start)
+    torch.set_num_threads(before)
+    return min(times) / batch

@@ -1,0 +1,280 @@
+"""Compare the exported files of a run: accuracy, parity, latency, memory, and the limits they keep. [no torch]"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgetl import __version__, comparison, gates, store
+from edgetl.comparison import Row
+from edgetl.errors import BadInput, GateMissed
+from edgetl.intervals import Interval
+from edgetl.measurement import Measurement
+from edgetl.recipe.plan import read_plan
+from edgetl.types import Json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SCHEMA_VERSION = 1
+DASH = "-"
+ACCURACY = (
+    "file",
+    "MACs",
+    "params",
+    "MB",
+    "accuracy %",
+    "balanced %",
+    "macro-F1 %",
+    "drop, points",
+    "max diff",
+    "agreement",
+)
+SPEED = ("file", "p50 ms", "p90 ms", "CPU p50 ms", "cold ms", "peak MB", "time / reference", "verdict")
+
+
+@dataclass(frozen=True)
+class Report:
+    """The comparison of one run."""
+
+    run: Path
+    name: str
+    rows: tuple[Row, ...]
+    devices: tuple[str | None, ...]  # in budgets or measured; None where there is neither
+    missing: tuple[str, ...]  # planned files that are not exported
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the plain data of report.json."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.name,
+            "edgetl": __version__,
+            "reference": next((r.name for r in self.rows if r.reference), None),
+            "devices": [d for d in self.devices if d],
+            "missing": list(self.missing),
+            "best": {d or "any": [r.title for r in self.passing(d)] for d in self.devices},
+            "rows": [row.to_json() for row in self.rows],
+        }
+
+    def passing(self, device: str | None) -> list[Row]:
+        """Return the students that keep every gate and the budget of a device."""
+        return [row for row in self.rows if not row.reference and gates.keeps(row.verdicts, device)]
+
+    def judge(self) -> None:
+        """Check that every device has a student that keeps every gate and budget.
+
+        Raises:
+            GateMissed: it names the device, the gate, the value and the limit of the student that misses fewest.
+
+        """
+        students = [row for row in self.rows if not row.reference]
+        for device in self.devices:
+            if not self.passing(device) and (students or self.missing):
+                raise _missed(students, device, self.missing)
+
+    def table(self) -> Table:
+        """Return the comparison for the terminal: one line for each file and device."""
+        from rich.table import Table
+
+        columns = (
+            "file",
+            "MACs",
+            "MB",
+            "accuracy %",
+            "drop, points",
+            "p50 ms",
+            "p90 ms",
+            "peak MB",
+            "time / reference",
+            "limits",
+        )
+        made = Table(*columns, title=f"{self.name} ({self.run / 'report.md'})", title_justify="left")
+        for row in self.rows:
+            for device in self.devices:
+                made.add_row(*_line(row, device, many=len(self.devices) > 1))
+        return made
+
+    def markdown(self) -> str:
+        """Return report.md."""
+        accuracy = _markdown(ACCURACY, [_accuracy_cells(row) for row in self.rows])
+        parts = [f"# {self.name}", _reading(self.rows), "## Accuracy and cost", accuracy]
+        for device in filter(None, self.devices):
+            parts += [f"## On {device}", *_device_parts(self.rows, device)]
+        parts += ["## Limits", _limits(self.rows), "## Not measured", _not_measured(self)]
+        return "\n\n".join(parts) + "\n"
+
+
+def report(run: Path) -> Report:
+    """Compare the files of a run, write report.json and report.md into it and return the comparison.
+
+    Raises:
+        BadInput: the folder is no run, or nothing is exported.
+        Refused: a bundle, an array or a measurement is damaged.
+
+    """
+    plan = read_plan(run)
+    rows = tuple(comparison.rows(run, plan))
+    if not rows:
+        raise BadInput(f"{run} has no bundles", fix=f"run `edgetl export {run}` first")
+    devices = tuple(sorted({*plan["budgets"], *(d for row in rows for d in row.measured)})) or (None,)
+    made = Report(run, plan["name"], rows, devices, _missing(plan, rows))
+    store.write_json(run / "report.json", made.to_json())
+    store.write_bytes(run / "report.md", made.markdown().encode())
+    return made
+
+
+def _missing(plan: Mapping[str, Json], rows: Sequence[Row]) -> tuple[str, ...]:
+    there = {row.title for row in rows}
+    names = dict.fromkeys((plan["reference"], *plan["students"]))
+    planned = [f"{name} {t['use']} {t['precision']}" for name in names for t in plan["targets"]]
+    return tuple(title for title in planned if title not in there)
+
+
+def _missed(students: Sequence[Row], device: str | None, missing: Sequence[str]) -> GateMissed:
+    where = f" on {device}" if device else ""
+    if not students:
+        return GateMissed(f"no student is exported, {missing[-1]} is missing", fix="run `edgetl export` first")
+    missed = {row.title: [v for v in row.verdicts if v.device in (None, device) and not v.passes] for row in students}
+    title, closest = min(missed.items(), key=lambda item: len(item[1]))
+    if all(v.kept is None for v in closest):
+        fix = f"run `edgetl profile` on {device} while it is idle" if device else "run `edgetl export` again"
+    else:
+        fix = "cut less or train longer for accuracy, cut more for time and memory, or relax the limit in the recipe"
+    return GateMissed(f"no student keeps every limit{where}; {title} misses {'; '.join(map(str, closest))}", fix=fix)
+
+
+def _line(row: Row, device: str | None, *, many: bool) -> list[str]:
+    m = row.measured.get(device) if device else None
+    speed = _speed_cells(m) if m else [DASH] * (len(SPEED) - 1)
+    manifest = row.bundle.manifest
+    return [
+        f"{row.title}{' @ ' + device if many and device else ''}",
+        _count(manifest["cost"]["macs"]),
+        f"{row.size_bytes / 1e6:.2f}",
+        _percent(row.quality.score.accuracy if row.quality.score else None),
+        _percent(row.quality.drop),
+        speed[0],
+        speed[1],
+        speed[4],
+        speed[5],
+        _kept(row, device),
+    ]
+
+
+def _kept(row: Row, device: str | None) -> str:
+    if row.reference:
+        return "reference"
+    missed = [str(v) for v in row.verdicts if v.device in (None, device) and not v.passes]
+    return "misses " + "; ".join(missed) if missed else "keeps all"
+
+
+def _accuracy_cells(row: Row) -> list[str]:
+    cost, score = row.bundle.manifest["cost"], row.quality.score
+    agreement = row.quality.agreement
+    return [
+        row.title + (" (reference)" if row.reference else ""),
+        _count(cost["macs"]),
+        _count(cost["parameters"]),
+        f"{row.size_bytes / 1e6:.3f}",
+        _percent(score.accuracy if score else None),
+        _percent(score.balanced if score else None),
+        _percent(score.macro_f1 if score else None),
+        _percent(row.quality.drop),
+        f"{row.bundle.manifest['parity']['max_abs']:.1e}",
+        DASH if agreement is None else f"{agreement.value:.4f} (from {agreement.low:.4f})",
+    ]
+
+
+def _device_parts(rows: Sequence[Row], device: str) -> list[str]:
+    measured = [(row, row.measured[device]) for row in rows if device in row.measured]
+    if not measured:
+        return ["Not measured."]
+    conditions = sorted({_conditions(m) for _, m in measured})
+    return [*conditions, _markdown(SPEED, [[row.title, *_speed_cells(m)] for row, m in measured])]
+
+
+def _conditions(m: Measurement) -> str:
+    versions = ", ".join(f"{k} {v}" for k, v in sorted(m.config.versions.items()))
+    threads = f"{m.config.threads} thread{'s' if m.config.threads > 1 else ''}"
+    return (
+        f"{m.device.cpu_model}, kernel {m.device.kernel}, {m.config.provider}, {threads}, batch {m.config.batch}; "
+        f"{m.run.rounds} rounds of fresh processes, interleaved ({m.run.mode}); {versions}. Times are wall time for "
+        "one run of the file without pre-processing, medians with 95 % intervals over rounds; p90 is MLPerf's "
+        "early-stopping estimate; cold is opening the file and its first run; peak is memory beyond the bare "
+        "runtime's, maximum over rounds; the ratio is paired by round and in "
+        f"{'CPU' if m.config.threads == 1 else 'wall'} time."
+    )  # fmt: skip
+
+
+def _speed_cells(m: Measurement) -> list[str]:
+    """Return the cells of SPEED after the first; an invalid measurement shows no figure."""
+    flags = f" ({', '.join(m.noise.flags)})" if m.noise.flags else ""
+    if m.verdict == "invalid":
+        return [DASH] * (len(SPEED) - 2) + ["not measured: invalid" + flags]
+    ratio = m.comparison.interval if m.comparison else None
+    return [
+        _interval(m.latency.p50),
+        DASH if m.latency.p90_es_ms is None else f"{m.latency.p90_es_ms:.3g}",
+        _interval(m.latency.cpu_p50),
+        f"{m.cold.load_ms + m.cold.first_ms:.3g}",
+        f"{m.memory.peak_delta_max_bytes / 1e6:.1f}",
+        _interval(ratio) if ratio else DASH,
+        m.verdict + flags,
+    ]
+
+
+def _limits(rows: Sequence[Row]) -> str:
+    lines = [
+        [row.title, v.device or "everywhere", v.gate, "not measured" if v.value is None else f"{v.value:.4g}",
+         f"{v.limit:.4g}", "kept" if v.kept else "missed" if v.kept is False else "not judged", v.note]
+        for row in rows for v in row.verdicts
+    ]  # fmt: skip
+    if not lines:
+        return "The recipe sets none."
+    return _markdown(("file", "where", "limit on", "value, pessimistic end", "limit", "outcome", "note"), lines)
+
+
+def _not_measured(made: Report) -> str:
+    lines = [f"- {title}: not exported" for title in made.missing]
+    for row in made.rows:
+        lines += [f"- {row.title}: accuracy on the test split"] if row.quality.score is None else []
+        lines += [f"- {row.title}: latency and memory on {d}" for d in made.devices if d and d not in row.measured]
+    if made.devices == (None,):
+        lines.append("- latency and memory: no device was measured")
+    lines.append("- energy, throughput and the physical limit of the device")
+    return "\n".join(lines)
+
+
+def _reading(rows: Sequence[Row]) -> str:
+    n = next((row.quality.score.n for row in rows if row.quality.score), None)
+    samples = f"{n} test samples" if n else "no test samples"
+    return (
+        f"Made by edgetl {__version__}. Every figure is of the exported file. Accuracy: {samples}, 95 % intervals; "
+        "a drop is paired with the reference exported at fp32 on the same samples. A dash is not measured."
+    )
+
+
+def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    cells = [list(header), *(list(line) for line in lines)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
+    text = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells]
+    return "\n".join([text[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *text[1:]])
+
+
+def _interval(i: Interval) -> str:
+    return f"{i.value:.3g} ({i.low:.3g} to {i.high:.3g})"
+
+
+def _percent(share: Interval | None) -> str:
+    if share is None:
+        return DASH
+    return f"{100 * share.value:.2f} ({100 * share.low:.2f} to {100 * share.high:.2f})"
+
+
+def _count(n: float) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if n >= size:
+            return f"{n / size:.3g} {unit}"
+    return f"{n:.0f}"

@@ -1,0 +1,248 @@
+"""From the samples of several rounds to one measurement. [no torch]"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from edgetl import device as devices
+from edgetl import intervals, noise
+from edgetl.bundle import Bundle
+from edgetl.device import Device
+from edgetl.intervals import Interval
+from edgetl.measurement import (
+    Artifact,
+    Cold,
+    Comparison,
+    Config,
+    Latency,
+    Machine,
+    Measurement,
+    Memory,
+    Noise,
+    Run,
+    Size,
+    Warmup,
+)
+from edgetl.probing import Sample
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One artifact to measure."""
+
+    bundle: Bundle
+    sha256: str  # `measurement.identity`
+    stem: str  # `<name>-<target>-<precision>`
+    inputs: Path  # .npz of the declared inputs
+    shapes: dict[str, list[int]]  # of one batch
+    count: int  # distinct inputs
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """The machine over the whole run."""
+
+    steal: float
+    throttled: bool
+    throttle_word: str | None
+    battery: bool
+
+
+def medians(samples: Iterable[Sample | None], *, cpu: bool) -> list[float]:
+    """Return the median of each finished round in milliseconds, of CPU or wall time."""
+    return [statistics.median(s.cpu if cpu else s.wall) / 1e6 for s in samples if s is not None]
+
+
+def judged(samples: Iterable[Sample | None], threads: int) -> Interval:
+    """Return the median that decides whether a measurement counts: CPU time at one thread, else wall time."""
+    return intervals.geometric_mean(medians(samples, cpu=threads == 1))
+
+
+def compare(
+    base: Subject, base_samples: Sequence[Sample | None], samples: Sequence[Sample | None], threads: int
+) -> Comparison | None:
+    """Return the ratio to the baseline over the rounds that both finished; None with fewer than two."""
+    pairs = [(a, b) for a, b in zip(samples, base_samples, strict=True) if a is not None and b is not None]
+    if len(pairs) < 2:
+        return None
+    cpu = threads == 1
+    new, old = medians((a for a, _ in pairs), cpu=cpu), medians((b for _, b in pairs), cpu=cpu)
+    ratio = intervals.paired_ratio(new, old)
+    return Comparison(
+        baseline=base.stem,
+        baseline_sha256=base.sha256,
+        quantity="cpu_time_p50" if cpu else "p50",
+        ratio=ratio.value,
+        low=ratio.low,
+        high=ratio.high,
+        rounds=len(pairs),
+    )
+
+
+def summarise(
+    subject: Subject,
+    device: Device,
+    run: Run,
+    samples: Sequence[Sample | None],
+    around: Surroundings,
+    comparison: Comparison | None,
+) -> Measurement:
+    """Return the measurement of one artifact; None among the samples is a round that was stopped."""
+    done = [s for s in samples if s is not None]
+    failed = len(samples) - len(done)
+    seen = _seen(done, device, around)
+    raised = noise.flags(seen) + (["failed_rounds"] if failed else [])
+    half_width = intervals.half_width(judged(done, device.threads))
+    return Measurement(
+        run=run.model_copy(update={"failed_rounds": failed}),
+        bundle=_artifact(subject, done[0].runtime),
+        device=_machine(device, done[0].runtime),
+        config=_config(subject, device, done),
+        latency=_latency(done),
+        cold=_cold(done),
+        memory=_memory(done),
+        size=_size(subject.bundle),
+        comparison=comparison,
+        noise=_noise(seen, raised, around, comparison),
+        verdict=noise.verdict(raised, half_width, failed / len(samples)),
+    )
+
+
+def outliers(values: NDArray[np.float64]) -> tuple[int, int]:
+    """Return how many values lie beyond Tukey's inner fences only, and beyond his outer ones; none is dropped."""
+    low, high = np.percentile(values, (25, 75))
+    mild, severe = (
+        int(((values < low - k * (high - low)) | (values > high + k * (high - low))).sum()) for k in (1.5, 3.0)
+    )
+    return mild - severe, severe
+
+
+def _latency(done: Sequence[Sample]) -> Latency:
+    wall = np.concatenate([np.asarray(s.wall, np.float64) for s in done]) / 1e6
+    rounds, cpu_rounds = medians(done, cpu=False), medians(done, cpu=True)
+    p50, cpu = intervals.geometric_mean(rounds), intervals.geometric_mean(cpu_rounds)
+    counts = [outliers(np.asarray(s.wall, np.float64)) for s in done]
+    return Latency(
+        p50_ms=p50.value,
+        p50_ci95_ms=(p50.low, p50.high),
+        rel_half_width=intervals.half_width(p50),
+        mean_ms=float(wall.mean()),
+        p90_es_ms=intervals.early_stopping(wall.tolist(), 0.90),
+        p99_es_ms=intervals.early_stopping(wall.tolist(), 0.99),
+        min_ms=float(wall.min()),
+        max_ms=float(wall.max()),
+        n=len(wall),
+        rounds_p50_ms=rounds,
+        cpu_time_p50_ms=cpu.value,
+        cpu_time_p50_ci95_ms=(cpu.low, cpu.high),
+        rounds_cpu_time_p50_ms=cpu_rounds,
+        outliers={"mild": sum(m for m, _ in counts), "severe": sum(s for _, s in counts)},
+    )
+
+
+def _cold(done: Sequence[Sample]) -> Cold:
+    return Cold(
+        load_ms=statistics.median(s.load_ns for s in done) / 1e6,
+        first_ms=statistics.median(s.first_ns for s in done) / 1e6,
+        process_to_output_ms=statistics.median(s.process_ns for s in done) / 1e6,
+        page_cache="warm",
+    )
+
+
+def _memory(done: Sequence[Sample]) -> Memory:
+    peaks = [max(s.load_peak, s.peak, 0) for s in done]
+    return Memory(
+        base_rss_bytes=round(statistics.median(s.base for s in done)),
+        load_peak_delta_bytes=round(statistics.median(s.load_peak for s in done)),
+        peak_delta_bytes=round(statistics.median(peaks)),
+        peak_delta_max_bytes=max(peaks),
+        steady_delta_bytes=round(statistics.median(s.steady_rss for s in done)),
+    )
+
+
+def _size(bundle: Bundle) -> Size:
+    model = (bundle.folder / bundle.manifest["file"]).stat().st_size
+    return Size(model_bytes=model, bundle_bytes=sum(p.stat().st_size for p in bundle.folder.iterdir()))
+
+
+def _artifact(subject: Subject, runtime: str) -> Artifact:
+    manifest = subject.bundle.manifest
+    return Artifact(
+        sha256=subject.sha256,
+        name=manifest["name"],
+        recipe_sha256=manifest["provenance"]["recipe_sha256"] or None,
+        precision=manifest["precision"],
+        opset=manifest.get("opset"),
+        runtime=runtime,
+        signature="none",
+        flops=2.0 * manifest["cost"]["macs"],
+        params=manifest["cost"]["parameters"],
+    )
+
+
+def _machine(device: Device, runtime: str) -> Machine:
+    return Machine(
+        profile=device.name,
+        fingerprint=devices.fingerprint(device, runtime),
+        kind=device.kind,
+        cpu_model=devices.cpu_model(),
+        kernel=platform.release(),
+        mem_total_bytes=psutil.virtual_memory().total,
+        governor=devices.governor(),
+        power_mode=device.power.mode,
+        link="local://",
+    )
+
+
+def _config(subject: Subject, device: Device, done: Sequence[Sample]) -> Config:
+    steady = [s.steady for s in done if s.steady is not None]
+    name, version = done[0].runtime.split(maxsplit=1)
+    return Config(
+        provider=done[0].provider,
+        provider_options=dict(subject.bundle.manifest["session"]),
+        threads=device.threads,
+        cpus=list(device.cpus or devices.usable_cpus()),
+        batch=1,
+        shapes=subject.shapes,
+        inputs="dataset",
+        distinct_inputs=subject.count,
+        transfers_included=True,
+        versions={"python": platform.python_version(), "numpy": np.__version__, name: version},
+        warmup=Warmup(inferences=min(s.warm for s in done), steady=all(steady) if steady else None),
+    )
+
+
+def _seen(done: Sequence[Sample], device: Device, around: Surroundings) -> noise.Disturbance:
+    one = device.threads == 1
+    chosen = [np.asarray(s.cpu if one else s.wall, np.float64) for s in done]
+    return noise.Disturbance(
+        steal=around.steal,
+        contention=sum(sum(s.wall) for s in done) / sum(sum(s.cpu) for s in done) if one else None,
+        switches=sum(s.switches for s in done) / sum(s.seconds for s in done),
+        others=statistics.fmean(s.others for s in done) / len(device.cpus or devices.usable_cpus()),
+        cv=float(statistics.median(v.std() / v.mean() for v in chosen)),
+        growth=statistics.median(s.growth for s in done),
+        throttled=around.throttled,
+        battery=around.battery,
+    )
+
+
+def _noise(seen: noise.Disturbance, raised: list[str], around: Surroundings, comparison: Comparison | None) -> Noise:
+    return Noise(
+        flags=raised,
+        steal=seen.steal,
+        wall_over_cpu=seen.contention,
+        involuntary_switches_per_s=seen.switches,
+        runnable_others=seen.others,
+        cv=seen.cv,
+        throttle_word=around.throttle_word,
+        mde=None if comparison is None else intervals.half_width(comparison.interval),
+    )

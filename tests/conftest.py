@@ -1,0 +1,44 @@
+"""Fixtures for every test: no test reaches a network or a hub."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def no_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse every connection that is not on this machine."""
+
+    def refuse(self: socket.socket, address: object) -> None:
+        raise AssertionError(f"a test wants to reach {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute on one thread, as CI's cores are shared."""
+    try:
+        import torch
+    except ImportError:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Iterator[None]:
+    """Give every test the log as it was: the command line changes its handlers."""
+    log = logging.getLogger("edgetl")
+    before = (log.level, list(log.handlers), log.propagate)
+    yield
+    log.level, log.handlers, log.propagate = before

@@ -1,0 +1,15 @@
+"""The tiny task of the contract tests, here too."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+_path = Path(__file__).parents[1] / "contract" / "conftest.py"
+_spec = importlib.util.spec_from_file_location("contract_fixtures", _path)
+assert _spec is not None
+assert _spec.loader is not None
+_module = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_module)
+
+_one_thread, tiny, network, context = _module._one_thread, _module.tiny, _module.network, _module.context

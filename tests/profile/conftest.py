@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgetl import rounds
+from edgetl.bundle import write_bundle
+from edgetl.golden import Golden
+
+Maker = Callable[..., Path]
+
+
+def tiny(width: int, layers: int, seed: int) -> tuple[onnx.ModelProto, list[np.ndarray]]:
+    """A chain of square matrices from 64 inputs to 10 logits."""
+    draw = np.random.default_rng(seed)
+    sizes = [64, *[width] * layers, 10]
+    weights = [(draw.standard_normal((a, b)) / np.sqrt(a)).astype(np.float32) for a, b in pairwise(sizes)]
+    names = ["flat", *[f"h{i}" for i in range(layers)], "logits"]
+    nodes = [helper.make_node("Flatten", ["pixel_values"], ["flat"])]
+    nodes += [helper.make_node("MatMul", [a, f"w{i}"], [b]) for i, (a, b) in enumerate(pairwise(names))]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 1, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])],
+        [numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(weights)],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), weights
+
+
+def manifest(name: str, macs: int, target: str, needs: tuple[str, str]) -> dict[str, object]:
+    share = {"value": 0.9, "low": 0.8, "high": 1.0}
+    return {
+        "schema_version": 1, "task": "classification", "name": name, "labels": [str(i) for i in range(10)],
+        "raw": {"kind": "array", "dtype": "uint8", "shape": [8, 8]},
+        "inputs": [{"name": "pixel_values", "dtype": "float32", "shape": ["batch", 1, 8, 8], "range": None}],
+        "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}],
+        "axes": {"batch": [1, None]}, "preprocessing": [{"op": "decode", "mode": "L"}],
+        "postprocessing": [{"op": "softmax"}], "target": target, "precision": "fp32", "session": {},
+        "runtime": {"name": needs[0], "needs": needs[1], "made_with": "1.31.1"}, "opset": 17, "file": "model.onnx",
+        "cost": {"macs": macs, "parameters": macs, "nodes": []},
+        "parity": {"max_abs": 1e-6, "max_rel": 1e-6, "agreement": share, "n": 20, "batches": [1, 2, 7],
+                   "where": "export host"},
+        "accuracy": {"accuracy": share, "balanced": share, "macro_f1": share, "per_class": {}, "n": 20,
+                     "where": "export host"},
+        "provenance": {"edgetl": "0.1.0", "recipe_sha256": "", "data_sha256": "",
+                       "backbone": {"family": "", "source": "", "licence": None}},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Maker:
+    """`make(name, width, layers)`: a bundle of a tiny network with 20 goldens."""
+
+    def bundle(
+        name: str,
+        width: int = 64,
+        layers: int = 2,
+        folder: Path | None = None,
+        target: str = "onnx",
+        needs: tuple[str, str] = ("onnxruntime", ">=1.20"),
+    ) -> Path:
+        model, weights = tiny(width, layers, 0)
+        folder = folder or tmp_path_factory.mktemp(name) / "onnx-fp32"
+        file = folder.parent / f"{name}.onnx"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        onnx.save(model, file)
+        x = np.random.default_rng(1).random((20, 1, 8, 8), np.float32)
+        logits = x.reshape(20, -1)
+        for w in weights:
+            logits = logits @ w
+        macs = sum(w.size for w in weights)
+        golden = Golden(None, {"pixel_values": x}, logits, np.argmax(logits, axis=1).astype(np.int64))
+        write_bundle(folder, manifest(name, macs, target, needs), {"model.onnx": file}, golden)
+        file.unlink()
+        return folder
+
+    return bundle
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three short rounds, however noisy the machine."""
+    monkeypatch.setitem(rounds.EFFORTS, "quick", rounds.Effort(3, 3, 0.02, 20, 45, 0.02, 3, 0.05, 30, 30, False))
+
+
+@pytest.fixture(scope="session")
+def run(make: Maker, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a reference and a cut student, exported but not measured."""
+    folder = tmp_path_factory.mktemp("demo")
+    for name, width in (("dense", 512), ("optin-0.5", 64)):
+        make(name, width, 3, folder / "bundles" / name / "onnx-fp32")
+    draw = np.random.default_rng(0)
+    y = draw.integers(0, 10, 300)
+    for name, wrong in (("dense", 0.02), ("optin-0.5", 0.05)):
+        answers = np.where(draw.random(300) < wrong, (y + 1) % 10, y)
+        (folder / "students" / name).mkdir(parents=True)
+        for file in ("logits", "onnx-fp32"):
+            np.save(folder / "students" / name / f"{file}.npy", np.eye(10, dtype=np.float32)[answers])
+    (folder / "eval").mkdir()
+    np.savez(folder / "eval" / "test.npz", pixel_values=np.zeros((300, 1, 8, 8), np.uint8), y=y)
+    return folder
+
+
+def plan(folder: Path, gates: dict[str, object], budgets: dict[str, dict[str, float]]) -> Path:
+    """Write plan.json of the run folder."""
+    value = {
+        "schema_version": 1, "name": "demo", "reference": "dense", "students": ["optin-0.5"],
+        "targets": [{"use": "onnx", "precision": "fp32"}], "gates": gates, "budgets": budgets, "steps": {},
+    }  # fmt: skip
+    (folder / "plan.json").write_text(json.dumps(value))
+    return folder
+
+
+@pytest.fixture
+def planned(run: Path) -> Callable[..., Path]:
+    return lambda gates, budgets: plan(run, gates, budgets)

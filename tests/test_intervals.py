@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import math
+from itertools import count
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgetl.intervals import early_stopping, geometric_mean, half_width, paired_ratio, student_t, wilson
+
+
+@pytest.mark.parametrize(
+    ("freedom", "published"),
+    [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (6, 2.447), (9, 2.262), (14, 2.145), (30, 2.042)],
+)
+def test_student_t_equals_published_tables(freedom: int, published: float) -> None:
+    assert student_t(0.95, freedom) == pytest.approx(published, abs=5e-4)
+
+
+def test_student_t_tends_to_the_normal_quantile() -> None:
+    assert student_t(0.95, 100_000) == pytest.approx(1.95996, abs=1e-4)
+
+
+@given(st.lists(st.floats(0.1, 1e4), min_size=2, max_size=15))
+def test_geometric_mean_closed_form(values: list[float]) -> None:
+    mean = geometric_mean(values)
+    assert mean.value == pytest.approx(math.prod(v ** (1 / len(values)) for v in values))
+    assert mean.low <= mean.value * (1 + 1e-12)
+    assert mean.high >= mean.value * (1 - 1e-12)
+
+
+def test_geometric_mean_of_three_rounds() -> None:
+    mean = geometric_mean([1.0, math.e, math.e**2])
+    assert mean.value == pytest.approx(math.e)
+    assert math.log(mean.high) == pytest.approx(1 + 4.30265 / math.sqrt(3), abs=1e-4)
+    assert half_width(mean) == pytest.approx(mean.high / math.e - 1)
+
+
+def test_one_round_has_no_finite_interval() -> None:
+    mean = geometric_mean([2.0])
+    assert (mean.value, mean.low, mean.high) == (pytest.approx(2.0), 0.0, math.inf)
+
+
+def test_pairing_removes_a_shared_drift() -> None:
+    drift = np.array([1.0, 1.5, 0.7, 2.0, 1.1])
+    ratio = paired_ratio((0.5 * drift).tolist(), drift.tolist())
+    assert ratio.value == pytest.approx(0.5)
+    assert ratio.high - ratio.low < 1e-9
+
+
+def test_paired_interval_covers_the_truth_about_95_times_of_100() -> None:
+    draw = np.random.default_rng(0)
+    hits = 0
+    for _ in range(400):
+        base, new = np.exp(draw.normal(0, 0.05, 5)), 0.8 * np.exp(draw.normal(0, 0.05, 5))
+        ratio = paired_ratio(new.tolist(), base.tolist())
+        hits += ratio.low <= 0.8 <= ratio.high
+    assert 0.92 <= hits / 400 <= 0.98
+
+
+@pytest.mark.parametrize(("percentile", "least"), [(0.5, 11), (0.9, 64), (0.95, 130), (0.99, 662)])
+def test_early_stopping_needs_as_many_as_loadgen(percentile: float, least: int) -> None:
+    assert next(n for n in count(1) if early_stopping(range(n), percentile) is not None) == least
+
+
+def test_early_stopping_drops_what_is_allowed() -> None:
+    assert early_stopping(range(64), 0.9) == 63  # one above: none is dropped
+    assert early_stopping(range(81), 0.9) == 79  # two above: the largest is dropped
+    assert early_stopping(range(127), 0.9) == 122  # five
+
+
+@given(st.integers(64, 3000), st.sampled_from([0.5, 0.9]))
+def test_early_stopping_lies_above_the_plain_percentile(n: int, percentile: float) -> None:
+    estimate = early_stopping(range(n), percentile)
+    assert estimate is not None
+    assert estimate >= np.percentile(np.arange(n), 100 * percentile)
+
+
+@given(st.integers(1, 500), st.data())
+def test_wilson_holds_the_share(n: int, data: st.DataObject) -> None:
+    k = data.draw(st.integers(0, n))
+    interval = wilson(k, n)
+    assert 0 <= interval.low <= interval.value + 1e-12
+    assert interval.value - 1e-12 <= interval.high <= 1
