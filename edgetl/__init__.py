@@ -6,11 +6,19 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edgetl.recipe.read import read as read
     from edgetl.runtime import load as load
+    from edgetl.stages.compress import compress as compress
+    from edgetl.stages.export import export as export
+    from edgetl.stages.merge import merge as merge
+    from edgetl.stages.profile import profile as profile
+    from edgetl.stages.report import report as report
+    from edgetl.stages.verify import verify as verify
 
 __version__ = "0.1.0"
 
-_WHERE = {"load": "edgetl.runtime"}
+_STAGES = ("compress", "merge", "export", "verify", "profile", "report")
+_WHERE = {"load": "edgetl.runtime", "read": "edgetl.recipe.read", **{name: f"edgetl.stages.{name}" for name in _STAGES}}
 """The module of each public name; imported when first asked for, so that an app pays for nothing it does not use."""
 
 

@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from edgetl import console
-from edgetl.errors import EdgetlError
+from edgetl.errors import EXIT_CODES, EdgetlError
 
 app = typer.Typer(
     help="Turn a large pretrained backbone into a compact student that keeps a budget in milliseconds and megabytes.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    epilog=EXIT_CODES, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 recipes_app = typer.Typer(help="The shipped recipes, and whether a recipe is right.", no_args_is_help=True)
@@ -25,16 +25,16 @@ for _name, _sub in (("recipes", recipes_app), ("devices", devices_app), ("runs",
 
 RecipeName = Annotated[str, typer.Argument(help="a recipe's file, or the name of a shipped one")]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="a recipe's file, or the name of a shipped one")]
-Out = Annotated[Path | None, typer.Option("--out", help="run folder [default: runs/<name>]")]
+Out = Annotated[Path | None, typer.Option("--out", help="run folder (default: runs/<name>)")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="override: steps.optin.keep_macs=0.5; repeatable")]
-Seed = Annotated[int | None, typer.Option("--seed", help="the recipe's seed")]
+Seed = Annotated[int | None, typer.Option("--seed", help="in place of the recipe's seed")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be made, and make nothing")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="more of the log")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="only warnings and errors")]
 Plugins = Annotated[Path | None, typer.Option("--plugins", help="folder with methods/, families/ ... of your own")]
 DeviceName = Annotated[str, typer.Option("--device", help="a device of `edgetl devices list`, or a device file")]
-RunFolder = Annotated[Path | None, typer.Argument(help="a run folder [default: the newest below ./runs]")]
+RunFolder = Annotated[Path | None, typer.Argument(help="a run, bundle or saved network (default: the newest run)")]
 
 
 @app.command()
@@ -50,8 +50,7 @@ def run(recipe: RecipeName, out: Out = None, sets: Sets = None, seed: Seed = Non
     if dry_run:
         return _dry_run(path, overrides, folder, as_json)
     flags = ["-v"] if verbose else ["-q"] if quiet else []
-    code = run_stages(path, folder, overrides, flags, device)
-    if code:
+    if code := run_stages(path, folder, overrides, flags, device):
         raise typer.Exit(code)
     return _report([folder], as_json)
 
@@ -70,8 +69,7 @@ def compress(recipe: RecipeOption, out: Out = None, sets: Sets = None, seed: See
     from edgetl.recipe.read import read
     from edgetl.stages.compress import compress as stage
 
-    made = stage(read(path, overrides), folder)
-    return console.show_paths("networks", made, folder, as_json)
+    return console.show_paths("networks", stage(read(path, overrides), folder), folder, as_json)
 
 
 @app.command()
@@ -123,10 +121,10 @@ def verify(where: RunFolder = None,
 
 
 @app.command()
-def profile(where: Annotated[list[Path] | None, typer.Argument(help="a run, or bundles [default: newest run]")] = None,
+def profile(where: Annotated[list[Path] | None, typer.Argument(help="a run, or bundles (default: newest run)")] = None,
             device: DeviceName = "local",
             gate: Annotated[str | None, typer.Option(help="limits: p90_ms=12,peak_mb=200")] = None,
-            fresh: Annotated[bool, typer.Option(help="measure again what is measured")] = False,
+            fresh: Annotated[bool, typer.Option("--fresh", help="measure again what is measured")] = False,
             as_json: AsJson = False, verbose: Verbose = False, quiet: Quiet = False,
             plugins: Plugins = None) -> None:  # fmt: skip
     """Measure latency, memory and cold start on a device, interleaved, in processes of their own, without torch."""
@@ -144,7 +142,7 @@ def profile(where: Annotated[list[Path] | None, typer.Argument(help="a run, or b
 
 
 @app.command()
-def report(runs: Annotated[list[Path] | None, typer.Argument(help="run folders [default: the newest]")] = None,
+def report(runs: Annotated[list[Path] | None, typer.Argument(help="run folders (default: the newest)")] = None,
            as_json: AsJson = False, verbose: Verbose = False, quiet: Quiet = False) -> None:  # fmt: skip
     """Compare the reference and all students, judge the gates, write report.md and report.json."""
     console.start(verbose, quiet, None)
@@ -195,7 +193,7 @@ def recipes_copy(name: RecipeName, to: Annotated[Path, typer.Argument(help="the 
 
 
 @recipes_app.command("check")
-def recipes_check(names: Annotated[list[str] | None, typer.Argument(help="recipes [default: all shipped]")] = None,
+def recipes_check(names: Annotated[list[str] | None, typer.Argument(help="recipes (default: all shipped)")] = None,
                   sets: Sets = None, as_json: AsJson = False, plugins: Plugins = None) -> None:  # fmt: skip
     """Check recipes without running them: every error at once, and what the user still has to give."""
     console.start(verbose=False, quiet=False, plugins=plugins)
@@ -255,7 +253,7 @@ def runs_rm(folder: Path, yes: Annotated[bool, typer.Option("--yes", help="do no
     """Delete a run folder."""
     from edgetl.listing import remove_run
 
-    remove_run(folder, yes or typer.confirm(f"delete {folder} and all in it?"))
+    remove_run(folder, lambda: yes or (sys.stdin.isatty() and typer.confirm(f"delete {folder} and all in it?")))
 
 
 def _dry_run(path: Path, sets: list[str], folder: Path, as_json: bool) -> None:
@@ -274,11 +272,11 @@ def _report(folders: list[Path], as_json: bool) -> None:
     from edgetl.stages.report import report as stage
 
     reports = [stage(folder) for folder in folders]
+    if as_json:
+        console.show_json({"reports": [one.to_json() for one in reports]})
     for one in reports:
         if not as_json:
             console.show(one.table())
-    if as_json:
-        console.show_json({"reports": [one.to_json() for one in reports]})
     for one in reports:
         one.judge()
 
@@ -287,13 +285,16 @@ def main() -> None:
     """Run the command line and exit with the documented code."""
     from edgetl.stages.run import end_with_parent
 
-    end_with_parent()
+    staged = end_with_parent()
+    console.report_bugs()
     try:
-        code = app(standalone_mode=False)
+        code = typer.main.get_command(app)(standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
-        code = console.failed(KeyboardInterrupt())
-    except (EdgetlError, MemoryError, OSError) as error:
+        code = console.INTERRUPTED
+    except (EdgetlError, ImportError, MemoryError, OSError, RuntimeError) as error:
         code = console.failed(error)
     except console.USAGE_ERROR as error:
         code = console.usage(error)
+    if code == console.INTERRUPTED and not staged:  # typer makes this code of Ctrl-C
+        console.interrupted()
     sys.exit(code or 0)

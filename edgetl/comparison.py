@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl import evaluate, gates, measurement
+from edgetl import evaluate, gates, measurement, store
 from edgetl.bundle import Bundle, open_bundle
 from edgetl.errors import Refused
 from edgetl.evaluate import Score, interval_json
@@ -17,6 +17,8 @@ from edgetl.gates import Facts, Verdict
 from edgetl.intervals import Interval
 from edgetl.measurement import Measurement
 from edgetl.types import Json
+
+NOTHING = Interval(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Row:
     target: str
     precision: str
     reference: bool
+    judged: bool  # a student, or the reference where the recipe makes nothing else
     bundle: Bundle
     size_bytes: int
     quality: Quality
@@ -37,6 +40,10 @@ class Row:
     def title(self) -> str:
         """The row's name in tables."""
         return f"{self.name} {self.target} {self.precision}"
+
+    def missed(self, device: str | None) -> list[Verdict]:
+        """Return the limits that it does not keep, of those that hold everywhere or on the device."""
+        return gates.missed(self.verdicts, device)
 
     def to_json(self) -> dict[str, Json]:
         """Return the plain data of report.json; null is not measured."""
@@ -65,6 +72,8 @@ class Row:
 def rows(run: Path, plan: Mapping[str, Json]) -> list[Row]:
     """Return a row for every bundle that the plan names and that is there, the reference first.
 
+    A bundle of a network that the run has replaced since is as good as not there.
+
     Raises:
         Refused: a bundle or an array of the run is damaged.
 
@@ -72,9 +81,17 @@ def rows(run: Path, plan: Mapping[str, Json]) -> list[Row]:
     tests = Tests(run, _labels(run), _reference_logits(run, plan))
     names = (plan["reference"], *(n for n in plan["students"] if n != plan["reference"]))
     folders = [run / "bundles" / name / f"{t['use']}-{t['precision']}" for name in names for t in plan["targets"]]
-    opened = [(f.parent.name, open_bundle(f)) for f in folders if (f / "manifest.json").is_file()]
-    cost = min((b.manifest["cost"]["macs"] for name, b in opened if name == plan["reference"]), default=0)
-    return [_row(name, bundle, plan, tests, cut=bundle.manifest["cost"]["macs"] < cost) for name, bundle in opened]
+    every = [(f.parent.name, open_bundle(f)) for f in folders if (f / "manifest.json").is_file()]
+    opened = [(name, bundle) for name, bundle in every if _current(run, plan, name, bundle)]
+    references = [bundle for name, bundle in opened if name == plan["reference"]]
+    cost = min((b.manifest["cost"]["macs"] for b in references), default=0)
+    baselines = frozenset(measurement.identity(b.sums) for b in references)
+    return [
+        _row(
+            name, bundle, plan, tests, _measurements(run, bundle, baselines), cut=bundle.manifest["cost"]["macs"] < cost
+        )
+        for name, bundle in opened
+    ]
 
 
 @dataclass(frozen=True)
@@ -96,11 +113,28 @@ class Quality:
     agreement: Interval | None = None  # with its own torch network
 
 
-def _row(name: str, bundle: Bundle, plan: Mapping[str, Json], tests: Tests, *, cut: bool) -> Row:
+def _current(run: Path, plan: Mapping[str, Json], name: str, bundle: Bundle) -> bool:
+    """Say whether a bundle holds the network that the plan's last step made; without the steps, as copied, it does."""
+    steps = plan["steps"].get(name)
+    path = run / "steps" / steps[-1] / "network.json" if steps else run
+    return not path.is_file() or store.read_json(path).get("digest") == bundle.manifest["provenance"].get(
+        "network_sha256"
+    )
+
+
+def _row(
+    name: str,
+    bundle: Bundle,
+    plan: Mapping[str, Json],
+    tests: Tests,
+    measured: Mapping[str, Measurement],
+    *,
+    cut: bool,
+) -> Row:
     manifest, reference = bundle.manifest, name == plan["reference"]
-    quality = _quality(bundle, name, tests, paired=not reference)
+    judged = not reference or not plan["students"]
+    quality = _quality(bundle, name, tests, paired=judged)
     size = (bundle.folder / manifest["file"]).stat().st_size
-    measured = _measurements(tests.run, bundle)
     facts = Facts(
         accuracy=quality.score.accuracy if quality.score else None,
         f1=quality.score.macro_f1 if quality.score else None,
@@ -111,9 +145,9 @@ def _row(name: str, bundle: Bundle, plan: Mapping[str, Json], tests: Tests, *, c
         cut=cut,
         timings={device: measurement.timing(m) for device, m in measured.items()},
     )
-    verdicts = () if reference else tuple(gates.judge(plan["gates"], plan["budgets"], facts))
+    verdicts = tuple(gates.judge(plan["gates"], plan["budgets"], facts)) if judged else ()
     target, precision = manifest["target"], manifest["precision"]
-    return Row(name, target, precision, reference, bundle, size, quality, measured, verdicts)
+    return Row(name, target, precision, reference, judged, bundle, size, quality, measured, verdicts)
 
 
 def _quality(bundle: Bundle, name: str, tests: Tests, *, paired: bool) -> Quality:
@@ -131,6 +165,8 @@ def _quality(bundle: Bundle, name: str, tests: Tests, *, paired: bool) -> Qualit
     agreement = evaluate.agreement(torch, logits) if torch is not None else None
     if tests.reference is None or not paired:
         return Quality(score, agreement=agreement)
+    if np.array_equal(tests.reference, logits):  # the reference itself loses nothing, and that is certain
+        return Quality(score, NOTHING, (manifest["labels"][0], NOTHING), agreement)
     drop = evaluate.drop(tests.reference, logits, y)
     return Quality(score, drop, class_drop(tests.reference, logits, y, manifest["labels"]), agreement)
 
@@ -147,8 +183,8 @@ def class_drop(
     return max(drops.items(), key=lambda item: (item[1].value, item[1].high))
 
 
-def _measurements(run: Path, bundle: Bundle) -> dict[str, Measurement]:
-    """Return the newest measurement of exactly this bundle on each device."""
+def _measurements(run: Path, bundle: Bundle, baselines: frozenset[str]) -> dict[str, Measurement]:
+    """Return the newest measurement of exactly this bundle on each device; ratios to other baselines are left out."""
     manifest = bundle.manifest
     start = measurement.stem(manifest["name"], manifest["target"], manifest["precision"])
     found: dict[str, Measurement] = {}
@@ -157,6 +193,8 @@ def _measurements(run: Path, bundle: Bundle) -> dict[str, Measurement]:
         newest = found.get(one.device.profile)
         if one.bundle.sha256 != measurement.identity(bundle.sums):
             continue
+        if one.comparison is not None and one.comparison.baseline_sha256 not in baselines:
+            one = one.model_copy(update={"comparison": None})
         if newest is None or one.run.started_utc >= newest.run.started_utc:
             found[one.device.profile] = one
     return found

@@ -9,18 +9,25 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from edgetl.errors import BadInput, EdgetlError
+from edgetl import __version__
+from edgetl.errors import BadInput, BadInputs, EdgetlError
+from edgetl.extras import install
 from edgetl.plugins import FOLDERS_VARIABLE
-from edgetl.progress import Bar
-from edgetl.types import Json
+
+if TYPE_CHECKING:  # a help text waits neither for rich nor, by way of types, for numpy
+    from types import TracebackType
+
+    from rich.table import Table
+
+    from edgetl.types import Json
 
 SCHEMA_VERSION = 1
-BUG, USAGE, RESOURCES, INTERRUPTED = 1, 2, 6, 130
+USAGE, HOST, RESOURCES, INTERRUPTED = 2, 4, 6, 130
+NO_MEMORY = ("DefaultCPUAllocator: can't allocate", "DefaultCPUAllocator: not enough", "CUDA out of memory")
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
 """What typer raises for a wrong command line: click's class, or that of the copy of click inside newer typers."""
@@ -37,6 +44,8 @@ def start(verbose: bool, quiet: bool, plugins: Path | None) -> None:
     log.setLevel(level)
     handler: logging.Handler
     if sys.stderr.isatty():
+        from edgetl.progress import Bar
+
         handler = Bar()
     else:
         handler = logging.StreamHandler()
@@ -47,6 +56,8 @@ def start(verbose: bool, quiet: bool, plugins: Path | None) -> None:
 
 def show(table: Table) -> None:
     """Print a table on stdout, as wide as it needs where stdout is no terminal."""
+    from rich.console import Console
+
     console = Console() if sys.stdout.isatty() else Console(width=240, force_terminal=False)
     console.print(table)
 
@@ -58,9 +69,12 @@ def show_json(value: Json) -> None:
 
 def rows(title: str, columns: Sequence[str], lines: Iterable[Sequence[object]]) -> Table:
     """Return a table of plain cells."""
-    table = Table(*columns, title=title, title_justify="left")
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, title=Text(title), title_justify="left")
     for line in lines:
-        table.add_row(*(str(cell) for cell in line))
+        table.add_row(*(Text(str(cell)) for cell in line))
     return table
 
 
@@ -81,21 +95,37 @@ def show_paths(what: str, made: Mapping[str, Path], folder: Path, as_json: bool)
         show(rows(f"{what} in {folder}", ("name", "folder"), made.items()))
 
 
-def failed(error: BaseException) -> int:
+def interrupted() -> None:
+    """Say on stderr that Ctrl-C was obeyed."""
+    print("interrupted\n  fix: run the same command again, it continues where it stopped", file=sys.stderr)
+
+
+def failed(error: Exception) -> int:
     """Print what went wrong on stderr, a problem in one line and a fix in the next, and return the exit code."""
-    code = BUG
-    if isinstance(error, EdgetlError):
+    if isinstance(error, BadInputs):
+        code, text = error.code, "\n".join(f"error: {one}" for one in error.errors)
+    elif isinstance(error, EdgetlError):
         code, text = error.code, f"error: {error}"
-    elif isinstance(error, KeyboardInterrupt):
-        code, text = INTERRUPTED, "interrupted\n  fix: run the same command again, it continues where it stopped"
-    elif isinstance(error, MemoryError):
+    elif isinstance(error, MemoryError) or _no_memory(error):
         code, text = RESOURCES, "error: out of memory\n  fix: use a smaller batch or backbone, or a larger machine"
+    elif isinstance(error, ModuleNotFoundError) and (command := install(error.name or "")):
+        code, text = HOST, f"error: {error.name} is not installed\n  fix: {command}"
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         code, text = RESOURCES, "error: the disk is full\n  fix: free some space and run the same command again"
     else:
         raise error
     print(text, file=sys.stderr)
     return code
+
+
+def report_bugs() -> None:
+    """Say below the traceback of whatever nobody expected that it is a fault of this program; Python exits with 1."""
+
+    def say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        sys.__excepthook__(kind, error, trace)
+        print(f"this is a bug in edgetl {__version__}: please report it with the lines above", file=sys.stderr)
+
+    sys.excepthook = say
 
 
 def usage(error: BaseException) -> int:
@@ -108,3 +138,8 @@ def usage(error: BaseException) -> int:
         command = context.command_path if context is not None else "edgetl"
         print(f"error: {message}\n  fix: see `{command} --help`", file=sys.stderr)
     return USAGE
+
+
+def _no_memory(error: BaseException) -> bool:
+    """Return whether torch, which knows no error of its own for it, found no memory."""
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)

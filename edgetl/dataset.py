@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgetl import plugins, store
 from edgetl.errors import BadInput
 from edgetl.examples import Examples
+from edgetl.network.saved import source_config
 from edgetl.prepare import Prepared, prepare
+from edgetl.preprocess import load_tokenizer
 from edgetl.recipe.read import Recipe
+from edgetl.types import Json, Operation
 
 
 def open_data(recipe: Recipe, run: Path) -> tuple[Examples, Prepared]:
@@ -26,17 +30,30 @@ def open_data(recipe: Recipe, run: Path) -> tuple[Examples, Prepared]:
         fix = f"choose a family for {kind} data, or another data source"
         raise BadInput(f"the data is {kind}, and family '{family.name}' reads {family.data}", fix=fix)
     _check_labels(model.labels, examples.labels)
-    config = family.config(model.source, len(examples.labels))
+    config = source_config(family, model.source, len(examples.labels))
     operations = recipe.data.operations(examples.raw, family.prep(model.source, config))
+    _check_tokenizer(operations, config)
     shares = [recipe.data.validation, recipe.data.test, recipe.frame.seed]
     name = store.digest([examples.digest, [dict(o) for o in operations], shares])[:16]
     return examples, prepare(recipe.data, examples, operations, recipe.frame.seed, run / "shared" / f"data-{name}")
 
 
+def _check_tokenizer(operations: Sequence[Operation], config: Json) -> None:
+    """Refuse a tokenizer that makes ids which the backbone has no row for."""
+    if not operations or operations[0].get("op") != "tokenize":
+        return
+    tokenizer = load_tokenizer(Path(operations[0]["file"]), operations[0]["length"])
+    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    if highest >= config["vocab_size"]:
+        problem = f"the tokenizer makes ids up to {highest}, and the backbone knows {config['vocab_size']} tokens"
+        raise BadInput(problem, fix="give data.tokenizer, the tokenizer.json that the backbone was made with")
+
+
 def _check_labels(given: tuple[str, ...] | None, found: tuple[str, ...]) -> None:
     if given is None or given == found:
         return
-    odd = sorted(set(given) ^ set(found))
-    problem = f"they differ in: {', '.join(odd[:8])}" if odd else "their order differs"
+    odd = {"the recipe": sorted(set(given) - set(found)), "the data": sorted(set(found) - set(given))}
+    parts = [f"only {where} has {', '.join(names[:8])}" for where, names in odd.items() if names]
+    problem = "; ".join(parts) or "their order differs"
     fix = "leave model.labels out to take the data's, in the order of the data"
     raise BadInput(f"model.labels and the data's labels do not match; {problem}", fix=fix)

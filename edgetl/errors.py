@@ -14,6 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 a bug, 2 usage, recipe or data, 3 a gate missed, 4 this machine or its packages, "
+    "5 a file refused, 6 memory or disk, 7 training diverged, 130 interrupted."
+)
+
 
 class EdgetlError(Exception):
     """A problem and its fix. The command line prints both and exits with `code`."""

@@ -44,7 +44,7 @@ class Verdict:
     """One limit and whether it is kept, in the gate's own unit; `kept` is None where nothing valid was measured."""
 
     gate: str
-    limit: float
+    limit: float | None  # None: only that there is a valid measurement
     value: float | None
     kept: bool | None
     device: str | None = None
@@ -59,8 +59,9 @@ class Verdict:
     def __str__(self) -> str:
         where = f" on {self.device}" if self.device else ""
         value = "not measured" if self.value is None else f"{self.value:.4g}"
-        note = f" ({self.note})" if self.note else ""
-        return f"{self.gate}{where}: {value}, limit {self.limit:.4g}{note}"
+        limit = "" if self.limit is None else f", limit {self.limit:.4g}"
+        note = f" ({self.note})" if self.note not in ("", "not measured") else ""
+        return f"{self.gate}{where}: {value}{limit}{note}"
 
 
 def judge(gates: Mapping[str, Json], budgets: Mapping[str, Mapping[str, Json]], facts: Facts) -> list[Verdict]:
@@ -96,13 +97,13 @@ def judge_budget(budget: Mapping[str, Json], facts: Facts, device: str) -> list[
             said = "" if gate == "size_mb" else note or ("too few samples" if value is None else "")
             found.append(Verdict(gate, limit, value, kept, device, said))
     if note and note != "noisy" and all(v.kept is not None for v in found):
-        found.append(Verdict("measured", 1, None, None, device, note))
+        found.append(Verdict("latency and memory", None, None, None, device, note))
     return found
 
 
-def keeps(verdicts: Sequence[Verdict], device: str | None) -> bool:
-    """Say whether an artifact keeps every gate that holds everywhere and every limit of the device."""
-    return all(v.passes for v in verdicts if v.device in (None, device))
+def missed(verdicts: Sequence[Verdict], device: str | None) -> list[Verdict]:
+    """Return the limits that are not kept, of those that hold everywhere or on the device."""
+    return [v for v in verdicts if v.device in (None, device) and not v.passes]
 
 
 def _at_least(gate: str, gates: Mapping[str, Json], value: Interval | None) -> Verdict | None:
@@ -139,9 +140,7 @@ def _faster(asked: bool | None, facts: Facts, device: str) -> list[Verdict]:
 def _why_not(timing: Timing | None) -> str:
     if timing is None:
         return "not measured"
-    return (
-        f"not measured: invalid ({', '.join(timing.flags) or 'too uncertain'})" if timing.verdict == "invalid" else ""
-    )
+    return f"invalid: {', '.join(timing.flags) or 'too uncertain'}" if timing.verdict == "invalid" else ""
 
 
 def _percent(share: Interval | None) -> Interval | None:

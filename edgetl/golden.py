@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from edgetl.errors import Refused
 from edgetl.types import Array, Feed
 
+MOST_BYTES = 8 << 30
+"""What an .npz file may unpack to; compressed, a small one could fill any memory."""
+
 
 @dataclass(frozen=True)
 class Golden:
@@ -66,9 +69,13 @@ def read_npz(data: bytes, name: str) -> dict[str, Array]:
 
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
+            sizes = [item.file_size for item in file.zip.infolist()]
+            arrays = {key: file[key] for key in file.files} if sum(sizes) <= MOST_BYTES else None
     except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise Refused(f"{name} is not an .npz file of plain arrays: {error}", fix="make the file again") from error
+    if arrays is None:
+        raise Refused(f"{name} unpacks to {sum(sizes)} bytes, more than {MOST_BYTES}", fix="make the file again")
+    return arrays
 
 
 def write_npz(path: Path, arrays: Mapping[str, Array]) -> None:

@@ -32,10 +32,17 @@ def wilson(successes: int, n: int) -> Interval:
 
 
 def paired_difference(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> Interval:
-    """Return mean(a) - mean(b) over the same samples, with the normal interval of the paired difference."""
-    d = a.astype(np.float64) - b.astype(np.float64)
-    half = Z * float(d.std(ddof=1)) / math.sqrt(len(d)) if len(d) > 1 else math.inf
-    return Interval(float(d.mean()), float(d.mean()) - half, float(d.mean()) + half)
+    """Return mean(a) - mean(b) over the same samples, with the interval of Agresti & Min (2005).
+
+    It is the normal interval of the paired difference after half a sample is added to each cell of the 2 x 2 table, so
+    that a few samples without a difference prove little: the plain one would have no width.
+    """
+    n = len(a) + 2
+    only_a, only_b = int((a & ~b).sum()) + 0.5, int((b & ~a).sum()) + 0.5
+    centre = (only_a - only_b) / n
+    half = Z * math.sqrt(only_a + only_b - (only_a - only_b) ** 2 / n) / n
+    value = (only_a - only_b) / len(a)
+    return Interval(value, min(value, centre - half), max(value, centre + half))
 
 
 def student_t(probability: float, freedom: int) -> float:

@@ -5,17 +5,24 @@ from __future__ import annotations
 import inspect
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from edgetl import device, plugins, shipped, store
 from edgetl.errors import BadInput, BadInputs
 from edgetl.recipe import yaml12
+from edgetl.recipe.branches import fan_outs
 from edgetl.recipe.load import find, load, required
 from edgetl.recipe.plan import read_plan
 
 _COMMENT = re.compile(r"^    (\w+): .*?  # (.+)$", re.MULTILINE)
 """A field and what its line says of it."""
+
+Line: TypeAlias = tuple[str, str, str, str]
 
 
 def recipes() -> list[tuple[str, str]]:
@@ -53,7 +60,9 @@ def check_recipes(names: Sequence[str], sets: Sequence[str]) -> list[tuple[str, 
         recipe, wrong = check(raw, path.name)
         errors += wrong
         if recipe is not None:
-            lines.append((str(name), ", ".join(recipe.names()), "; ".join(f"{k}: {h}" for k, h in required(raw))))
+            lines.append(
+                (str(name), ", ".join(recipe.student_names()), "; ".join(f"{k}: {h}" for k, h in required(raw)))
+            )
     if errors:
         raise BadInputs(errors)
     return lines
@@ -75,16 +84,51 @@ def methods() -> list[tuple[str, str]]:
     return [(n, _first(plugins.module("methods", n).__doc__)) for n in plugins.names("methods")]
 
 
-def fields(name: str) -> list[tuple[str, str, str, str]]:
-    """Return name, type, default and meaning of every field of a method."""
+def fields(name: str) -> list[Line]:
+    """Return name, type, default and meaning of every field of a method, and of the mappings among them."""
     cls = plugins.find("methods", name)
-    said = dict(_COMMENT.findall("\n".join(inspect.getsource(c) for c in reversed(cls.__mro__) if hasattr(c, "reads"))))
-    lines = []
-    for key, field in cls.model_fields.items():
-        kind = getattr(field.annotation, "__name__", str(field.annotation)).replace("typing.", "")
-        default = "required" if field.is_required() else str(field.get_default(call_default_factory=True))
-        lines.append((key, kind, default, field.description or said.get(key, "")))
-    return lines
+    return [line for key in cls.model_fields for line in _field(cls, key, "", fan_outs(cls))]
+
+
+def _field(cls: type[BaseModel], key: str, before: str, branching: Sequence[str] = ()) -> Iterator[Line]:
+    """Yield the line of one field; of a mapping, those of its own fields too."""
+    field = cls.model_fields[key]
+    inner = _mapping(field.annotation)
+    default = "required" if field.is_required() else "-"
+    if not field.is_required() and not isinstance(value := field.get_default(call_default_factory=True), BaseModel):
+        default = "-" if value in (None, "", ()) else str(value)
+    said = _said(cls).get(key) or (_first(inner.__doc__) if inner else "")
+    kind = "a mapping" if inner else _kind(field) + (", or a list" if key in branching else "")
+    yield before + key, kind, default, said
+    if inner:
+        for each in inner.model_fields:
+            yield from _field(inner, each, f"{before}{key}.")
+
+
+def _mapping(annotation: Any) -> type[BaseModel] | None:
+    """Return the model that a field holds, if it holds one."""
+    every = (annotation, *get_args(annotation))
+    return next((t for t in every if isinstance(t, type) and issubclass(t, BaseModel)), None)
+
+
+def _kind(field: FieldInfo) -> str:
+    """Return a field's type and bounds in words: "float, > 0, <= 1"."""
+    annotation: Any = field.annotation
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(str, get_args(annotation)))
+    if get_origin(annotation) is tuple:
+        return f"list of {get_args(annotation)[0].__name__}"
+    parts = [t for t in get_args(annotation) if t is not type(None)] or [annotation]
+    words = " | ".join(getattr(get_origin(t) or t, "__name__", str(t)) for t in parts)
+    signs = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
+    bounds = [f"{sign} {getattr(m, end):g}" for m in field.metadata for end, sign in signs if hasattr(m, end)]
+    return ", ".join([words.replace("dict", "mapping"), *bounds])
+
+
+def _said(cls: type[BaseModel]) -> dict[str, str]:
+    """Return what the lines of a class and its parents say of their fields."""
+    own = [c for c in reversed(cls.__mro__) if c.__module__.startswith("edgetl") and issubclass(c, BaseModel)]
+    return dict(_COMMENT.findall("\n".join(inspect.getsource(c) for c in own)))
 
 
 def runs(folder: Path) -> list[tuple[str, str, str, str, str]]:
@@ -98,10 +142,10 @@ def runs(folder: Path) -> list[tuple[str, str, str, str, str]]:
     return lines
 
 
-def remove_run(folder: Path, sure: bool) -> None:
-    """Delete a run folder, and nothing that is not one."""
+def remove_run(folder: Path, sure: Callable[[], bool]) -> None:
+    """Delete a run folder, and nothing that is not one; `sure` is asked before."""
     read_plan(folder)
-    if not sure:
+    if not sure():
         raise BadInput(f"{folder} was kept", fix="say yes, or give --yes")
     with store.locked(folder):
         shutil.rmtree(folder)

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeAlias
@@ -15,6 +15,15 @@ from typing import Any, Literal, TypeAlias
 from edgetl.errors import BadInput
 
 Kind: TypeAlias = Literal["methods", "losses", "families", "data", "targets"]
+
+WORDS: Mapping[Kind, str] = {
+    "methods": "method",
+    "losses": "loss",
+    "families": "family",
+    "data": "data source",
+    "targets": "target",
+}
+"""What one plugin of a kind is called in messages."""
 
 FOLDERS_VARIABLE = "EDGETL_PLUGINS"
 """Folders of the user's own plugins, inherited by the process of every stage."""
@@ -61,7 +70,7 @@ def source(kind: Kind, name: str) -> Path:
     for path in _files(kind):
         if (path.stem if path.suffix else path.name) == name:
             return path
-    raise BadInput(f"no '{name}' in edgetl/{kind}/", fix=nearest(name, names(kind)))
+    raise BadInput(f"no {WORDS[kind]} '{name}'", fix=nearest(name, names(kind)))
 
 
 def _own(kind: Kind) -> Path:

@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
-from edgetl.errors import BadHost, OutOfResources, Refused
+from edgetl.errors import BadHost, BadInput, OutOfResources, Refused
 from edgetl.types import Json
 
 CHUNK = 1 << 20
@@ -67,7 +68,18 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value: Json) -> None:
     """Write JSON atomically, keys in the order given, one final newline."""
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_bytes(path, _json(value))
+
+
+def keep_bytes(path: Path, data: bytes) -> None:
+    """Write a file unless it holds these very bytes; its time says when it changed."""
+    if not path.is_file() or path.read_bytes() != data:
+        write_bytes(path, data)
+
+
+def keep_json(path: Path, value: Json) -> None:
+    """Write JSON unless the file holds it."""
+    keep_bytes(path, _json(value))
 
 
 def read_json(path: Path) -> Json:
@@ -108,14 +120,15 @@ def locked(run: Path) -> Iterator[None]:
     """Hold the run folder's lock.
 
     Raises:
-        BadHost: another process holds it.
+        BadHost: another process holds it, or the folder cannot be written.
+        BadInput: a file lies in the place of the folder.
 
     """
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("a") as f:
+    with _lock_file(run) as f:
         if not _lock(f.fileno()):
             fix = "wait for it, or write to another folder with --out"
             raise BadHost(f"another edgetl command is working in {run}", fix=fix)
+        os.utime(f.fileno())  # the newest run is the one that was worked on last
         yield
 
 
@@ -150,13 +163,32 @@ def stamped(path: Path, key: str, files: Sequence[Path]) -> bool:
     """Return whether these very files were noted for this key."""
     if not all(f.is_file() for f in (path, *files)):
         return False
-    return bool(read_json(path) == {"key": key, "files": [file_digest(f) for f in files]})
+    try:
+        return bool(read_json(path) == {"key": key, "files": [file_digest(f) for f in files]})
+    except Refused:
+        return False
 
 
 def sweep(run: Path) -> None:
     """Delete temporary files and folders that killed processes left behind; call it with the lock held."""
     for path in run.rglob(".*.tmp"):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _json(value: Json) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _lock_file(run: Path) -> TextIO:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        return (run / ".lock").open("a")
+    except (FileExistsError, NotADirectoryError) as e:
+        raise BadInput(f"{run} cannot be a run folder: a file is in its place", fix="name another with --out") from e
+    except FileNotFoundError as e:  # such as below /proc
+        raise BadHost(f"{run} cannot be made here", fix="choose a writable folder with --out") from e
+    except OSError as e:
+        raise _space(e, run) from e
 
 
 def _lock(fd: int, seconds: float = 3.0) -> bool:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from edgetl.gates import Facts, Timing, Verdict, judge, judge_budget, keeps
+from edgetl.gates import Facts, Timing, Verdict, judge, judge_budget, missed
 from edgetl.intervals import Interval
 
 FAST = Timing("clean", Interval(10, 9, 11), 12.0, 50_000_000, Interval(0.6, 0.5, 0.7))
@@ -18,6 +18,10 @@ GOOD = Facts(
     cut=True,
     timings={"local": FAST},
 )
+
+
+def keeps(verdicts: list[Verdict], device: str | None) -> bool:
+    return not missed(verdicts, device)
 
 
 def only(verdicts: list[Verdict], gate: str) -> Verdict:

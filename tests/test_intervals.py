@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetl.intervals import early_stopping, geometric_mean, half_width, paired_ratio, student_t, wilson
+from edgetl.intervals import (
+    early_stopping,
+    geometric_mean,
+    half_width,
+    paired_difference,
+    paired_ratio,
+    student_t,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -84,3 +92,28 @@ def test_wilson_holds_the_share(n: int, data: st.DataObject) -> None:
     interval = wilson(k, n)
     assert 0 <= interval.low <= interval.value + 1e-12
     assert interval.value - 1e-12 <= interval.high <= 1
+
+
+def test_a_paired_difference_has_the_interval_of_agresti_and_min() -> None:
+    a = np.arange(40) < 30
+    b = np.roll(a, 3)  # 3 right only in a, 3 only in b
+    found = paired_difference(a, b)
+    half = 1.959963984540054 * np.sqrt(7) / 42
+    assert (found.value, found.low, found.high) == pytest.approx((0, -half, half))
+
+
+def test_few_samples_without_a_difference_prove_little() -> None:
+    same = np.ones(5, bool)
+    assert paired_difference(same, same).high > 0.2
+    many = np.ones(10_000, bool)
+    assert 0 < paired_difference(many, many).high < 0.0003
+
+
+def test_the_paired_interval_holds_the_truth_as_often_as_it_says() -> None:
+    draw = np.random.default_rng(0)
+    held = 0
+    for _ in range(2000):
+        kind = draw.choice(4, size=200, p=(0.9, 0.03, 0.01, 0.06))  # both right, only a, only b, none
+        found = paired_difference((kind == 0) | (kind == 1), (kind == 0) | (kind == 2))
+        held += found.low <= 0.02 <= found.high
+    assert 0.935 < held / 2000 < 0.985

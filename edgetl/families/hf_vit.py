@@ -152,7 +152,7 @@ class HFViT(Family):
     def finish(self, module: nn.Module, hidden: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the (B, labels) answer from the last block's output (B, N, D)."""
         vit = cast("ViTForImageClassification", module)  # called once per candidate: no look-up of names here
-        return cast(Tensor, vit.classifier(vit.vit.layernorm(hidden)[:, 0]))
+        return cast(Tensor, vit.classifier(vit.base_model.layernorm(hidden)[:, 0]))
 
     def head(self, module: nn.Module) -> str:
         """Return the classifier's path."""

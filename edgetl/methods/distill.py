@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -21,8 +22,8 @@ from edgetl.types import Json
 class Student(Strict):
     """The architecture that takes over: a family, and a folder, a hub id, or sizes for random weights."""
 
-    family: str
-    source: str | dict[str, Json] = Field(union_mode="left_to_right")
+    family: str  # file name in families/
+    source: str | dict[str, Json] = Field(union_mode="left_to_right")  # hub id, folder, or sizes for random weights
 
 
 class Distill(Step):
@@ -32,13 +33,17 @@ class Distill(Step):
     arXiv 1805.04770).
     """
 
-    student: Student | None = None
-    temperature: float = Field(2.0, gt=0)
+    student: Student | None = None  # default: the incoming architecture, uncut, from random weights
+    temperature: float = Field(2.0, gt=0)  # above 1 softens both answers before they are compared
     weight: float = Field(0.5, ge=0, le=1)  # of the teacher's term; the labels' term gets the rest
     schedule: Schedule = Schedule()
     trains: ClassVar[bool] = True
     cuts: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({"trained"})
+
+    def sources(self) -> tuple[str | Mapping[str, Json], ...]:
+        """Return the student's source."""
+        return (self.student.source,) if self.student else ()
 
     def run(self, net: Network, ctx: Context) -> Network:
         """Return the trained student.

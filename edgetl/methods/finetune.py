@@ -17,8 +17,8 @@ class Finetune(Step):
     """Full fine-tuning, or of the head alone."""
 
     schedule: Schedule = Schedule()
-    part: Literal["all", "head"] = "all"
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    part: Literal["all", "head"] = "all"  # which weights train: all of them, or the classifier's only
+    label_smoothing: float = Field(0.0, ge=0, lt=1)  # share of the true class that is spread over all classes
     teacher: Teacher | None = None
     trains: ClassVar[bool] = True
 

@@ -33,7 +33,7 @@ class Lora(Step):
     """LoRA (Hu et al. 2022, arXiv 2106.09685): each weight W becomes W + alpha / rank * B A, B starting at zero."""
 
     schedule: Schedule = Schedule()
-    rank: int = Field(8, ge=1)
+    rank: int = Field(8, ge=1)  # inner width of the adapters
     alpha: float | None = Field(None, gt=0)  # default: twice the rank
     dropout: float = Field(0.0, ge=0, lt=1)  # of the adapters' inputs
     targets: tuple[str, ...] = ()  # patterns of canonical layer paths, "*.attn.q"; default: all that the family names

@@ -52,4 +52,4 @@ def finished(folder: Path, key: str) -> bool:
         and store.file_digest(folder / f["file"]) == f.get("sha256")
         for f in files
     )
-    return whole and header.get("key") == key
+    return whole and saved.sealed(header) and header.get("key") == key

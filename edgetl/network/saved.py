@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from pydantic import TypeAdapter, ValidationError
 
 from edgetl import store
-from edgetl.errors import Refused
-from edgetl.network.family import Prep
-from edgetl.network.source import read_json
+from edgetl.errors import BadInput, Refused
+from edgetl.network.family import Family, Prep
+from edgetl.network.source import locate, read_json
 from edgetl.types import Json
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ SCHEMA_VERSION = 1
 HEADER = "network.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
+SEAL = "header_sha256"
 AGAIN = "make it again, or copy the whole folder again"
 
 KEYS: Mapping[str, type | tuple[type, ...]] = {
@@ -59,7 +60,12 @@ def write(folder: Path, header: Mapping[str, Json], state: Mapping[str, Tensor],
         text = tokenizer.read_bytes()
         store.write_bytes(folder / TOKENIZER, text)
         whole["tokenizer"] = {"file": TOKENIZER, "sha256": _sha256(text)}
-    store.write_json(folder / HEADER, whole)
+    store.write_json(folder / HEADER, {**whole, SEAL: store.digest(whole)})
+
+
+def sealed(header: Mapping[str, Json]) -> bool:
+    """Return whether a header is as it was written; it finds corruption, and proves no origin."""
+    return bool(header.get(SEAL) == store.digest({k: v for k, v in header.items() if k != SEAL}))
 
 
 def read(folder: Path) -> tuple[dict[str, Json], dict[str, Tensor]]:
@@ -104,6 +110,23 @@ def read_header(folder: Path) -> dict[str, Json]:
     if not all(isinstance(label, str) for label in header["labels"]):
         raise Refused(f"{path}: a label is no text", fix=AGAIN)
     return dict(header)
+
+
+def source_config(family: Family, where: str | Mapping[str, Json], labels: int) -> Json:
+    """Return the complete configuration for any source: what `Family.config` takes, or a saved network's folder.
+
+    Raises:
+        BadInput: the source is not of this family, or a size is unknown or impossible.
+        Refused: network.json is malformed.
+
+    """
+    folder = locate(where) if isinstance(where, str) else None
+    if folder is None or not is_saved(folder):
+        return family.config(where, labels)
+    header = read_header(folder)
+    if header["family"] != family.name:
+        raise BadInput(f"{folder} holds a network of another family", fix=f"write family: {header['family'][:80]}")
+    return family.config(header["config"], labels)
 
 
 def saved_prep(folder: Path) -> Prep | None:

@@ -26,7 +26,9 @@ def find(recipe: str) -> Path:
     known = {p.stem: p for p in sorted(shipped.folder("recipes").glob("*.yaml"))}
     if recipe in known:
         return known[recipe]
-    raise BadInput(f"no recipe '{recipe}'", fix=plugins.nearest(recipe, tuple(known)))
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise BadInput(f"there is no file {recipe}", fix=f"correct the path, or name a shipped one: {', '.join(known)}")
+    raise BadInput(f"no recipe '{recipe}'", fix=f"{plugins.nearest(recipe, tuple(known))}, or give the path of a file")
 
 
 def load(path: Path, sets: Sequence[str] = ()) -> dict[str, Json]:

@@ -22,7 +22,7 @@ def plan(recipe: Recipe) -> Json:
         "schema_version": SCHEMA_VERSION,
         "name": recipe.frame.name,
         "reference": recipe.reference.name,
-        "students": [name for name, node in named.items() if node is not recipe.reference],
+        "students": list(recipe.student_names()),
         "targets": [TypeAdapter(type(t)).dump_python(t, mode="json") for t in recipe.targets],
         "gates": recipe.frame.gates.model_dump(mode="json", exclude_none=True),
         "budgets": {k: b.model_dump(mode="json", exclude_none=True) for k, b in recipe.frame.budgets.items()},
@@ -35,11 +35,8 @@ def plan(recipe: Recipe) -> Json:
 
 def write_plan(recipe: Recipe, run: Path) -> None:
     """Write recipe.yaml and plan.json where they changed."""
-    path, text = run / "recipe.yaml", yaml12.write(recipe.resolved)
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        store.write_bytes(path, text.encode())
-    if not (run / "plan.json").is_file() or store.read_json(run / "plan.json") != plan(recipe):
-        store.write_json(run / "plan.json", plan(recipe))
+    store.keep_bytes(run / "recipe.yaml", yaml12.write(recipe.resolved).encode())
+    store.keep_json(run / "plan.json", plan(recipe))
 
 
 def read_plan(run: Path) -> Json:

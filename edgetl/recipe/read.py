@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Final, Literal, get_args
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
@@ -19,10 +19,13 @@ from edgetl.recipe.schema import Budget, Gates, Model, Step, Target
 from edgetl.strict import Strict
 from edgetl.types import Json
 
+SCHEMA_VERSION: Final = 1
+
 
 class Frame(Strict):
     """What of a recipe is no plugin."""
 
+    schema_version: Literal[1] = SCHEMA_VERSION
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     seed: int = Field(0, ge=0)
     threads: int = Field(0, ge=0)  # of training and scoring; 0: all that this process may use
@@ -55,10 +58,16 @@ class Recipe:
         named = {branches.student_name(n): n for n in self.students if n is not self.reference}
         return {self.reference.name: self.reference, **named}
 
+    def student_names(self) -> tuple[str, ...]:
+        """Return the names of what is compared with the reference."""
+        return tuple(name for name, node in self.names().items() if node is not self.reference)
+
     def digest(self, node: Node) -> str:
-        """Return the sha256 of the recipe reduced to what led to this node."""
+        """Return the sha256 of the recipe reduced to what led to this node; it says nothing of where files lie."""
         steps = [n.step.model_dump(mode="json") for n in node.path if n.step is not None]
-        return store.digest({**self.resolved, "steps": steps, "budgets": None, "gates": None})
+        data = {k: v for k, v in self.resolved["data"].items() if not isinstance(getattr(self.data, k), Path)}
+        reduced = {**self.resolved, "data": data, "steps": steps, "budgets": None, "gates": None}
+        return store.digest(_placeless(reduced))
 
 
 def read(path: Path, sets: Sequence[str] = ()) -> Recipe:
@@ -81,6 +90,10 @@ def read(path: Path, sets: Sequence[str] = ()) -> Recipe:
 
 def check(raw: dict[str, Json], name: str) -> tuple[Recipe | None, list[BadInput]]:
     """Return the recipe, or all that is wrong with it."""
+    version = raw.get("schema_version", SCHEMA_VERSION)
+    if type(version) is int and version > SCHEMA_VERSION:
+        problem = f"{name}: schema_version {version}, this edgetl reads up to {SCHEMA_VERSION}"
+        return None, [BadInput(problem, fix="pip install --upgrade edgetl")]
     errors: list[BadInput] = []
     frame_keys = {k: v for k, v in raw.items() if k not in ("data", "steps", "targets")}
     frame = _valid(Frame, frame_keys, f"{name}: ", errors)
@@ -91,6 +104,8 @@ def check(raw: dict[str, Json], name: str) -> tuple[Recipe | None, list[BadInput
     reference = _reference(raw.get("reference"), nodes, name, errors)
     errors += _orders(nodes, raw, name)
     errors += _names(raw, name)
+    if reference is not None and reference.name in {branches.student_name(n) for n in branches.students(nodes)}:
+        errors.append(BadInput(f"{name}: '{reference.name}' is a step and a student", fix="rename the step"))
     if errors or frame is None or data is None or reference is None:
         return None, errors
     resolved = _resolved(frame, data, raw_steps, nodes, targets, reference)
@@ -194,7 +209,7 @@ def _names(raw: Mapping[str, Json], name: str) -> Iterator[BadInput]:
     family, families = model.get("family") if isinstance(model, dict) else None, plugins.names("families")
     if isinstance(family, str) and family not in families:
         yield BadInput(f"{name}: model.family: no family '{family}'", fix=plugins.nearest(family, families))
-    known = ("local", *device.names())
+    known = device.names()
     for key in budgets if isinstance(budgets, dict) else ():
         if key not in known:
             yield BadInput(f"{name}: budgets.{key}: no device '{key}'", fix=plugins.nearest(key, known))
@@ -258,7 +273,18 @@ def _told(error: Any, known: tuple[str, ...], where: str) -> BadInput:
         return BadInput(f"{where}{key}: unknown key", fix=plugins.nearest(key.split(".")[-1], known))
     got = repr(error.get("input"))
     shown = f", got {got[:60]}" if error["type"] != "missing" else ""
+    if error["type"] == "string_pattern_mismatch":
+        return BadInput(f"{where}{key}: not a plain name{shown}", fix="use lower-case letters, digits and '-' only")
     return BadInput(f"{where}{key}: {error['msg'][:1].lower()}{error['msg'][1:]}{shown}", fix=f"correct '{key}'")
+
+
+def _placeless(value: Json) -> Json:
+    """Return plain data in which a `source` of weights, a path or hub id, is reduced to its last part."""
+    if isinstance(value, list):
+        return [_placeless(v) for v in value]
+    if not isinstance(value, dict):
+        return value
+    return {k: Path(v).name if k == "source" and isinstance(v, str) else _placeless(v) for k, v in value.items()}
 
 
 def _list(raw: Json, where: str, errors: list[BadInput]) -> list[Json]:

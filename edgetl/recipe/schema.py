@@ -38,19 +38,19 @@ Share: TypeAlias = Annotated[float, Field(gt=0, le=1)]
 class Schedule(Strict):
     """How long and how fast to train. AdamW, linear warm-up, cosine decay to zero."""
 
-    epochs: int = Field(10, ge=1)
-    lr: float = Field(5e-4, gt=0)
-    batch: int = Field(32, ge=1)  # global: shared out over all processes
-    weight_decay: float = Field(0.05, ge=0)
+    epochs: int = Field(10, ge=1)  # passes over the training part
+    lr: float = Field(5e-4, gt=0)  # the highest learning rate, after the warm-up
+    batch: int = Field(32, ge=1)  # samples of one step, shared out over all processes
+    weight_decay: float = Field(0.05, ge=0)  # of matrices; biases and norms do not decay
     warmup: float = Field(0.1, ge=0, lt=1)  # share of all steps
-    clip: float = Field(1.0, gt=0)  # norm of the gradient
+    clip: float = Field(1.0, gt=0)  # largest norm of the gradient
 
 
 class Teacher(Strict):
     """Learn from the answers of an earlier step's network (Hinton et al. 2015)."""
 
-    step: str
-    temperature: float = Field(2.0, gt=0)
+    step: str  # name of the earlier step; `source` is the network before the first
+    temperature: float = Field(2.0, gt=0)  # above 1 softens both answers before they are compared
     weight: float = Field(0.5, ge=0, le=1)  # of the teacher's term; the labels' term gets the rest
 
 
@@ -71,6 +71,10 @@ class Step(Strict, ABC):
 
     def reads(self) -> tuple[str, ...]:
         """Return the names of the earlier steps it takes from `ctx.past`."""
+        return ()
+
+    def sources(self) -> tuple[str | Mapping[str, Json], ...]:
+        """Return where it takes weights from besides earlier steps; their bytes are part of its key."""
         return ()
 
     @abstractmethod

@@ -15,7 +15,7 @@ import torch
 
 from edgetl import plugins, store
 from edgetl.dataset import open_data
-from edgetl.errors import BadInput, EdgetlError
+from edgetl.errors import BadInput
 from edgetl.network import keys
 from edgetl.network import network as networks
 from edgetl.network.network import Network
@@ -62,7 +62,7 @@ def compress(recipe: Recipe, run: Path) -> dict[str, Path]:
         write_plan(recipe, run)
         torch.set_num_threads(recipe.frame.threads or len(os.sched_getaffinity(0)))
         conditions = environment(torch.get_num_threads())
-        store.write_json(run / "environment.json", conditions)
+        store.keep_json(run / "environment.json", conditions)
         work = Run(recipe, run, Data(open_data(recipe, run)[1], recipe.data.augment), conditions)
         for node in recipe.nodes:
             _step(work, node)
@@ -96,7 +96,9 @@ def step_key(work: Run, node: Node) -> str:
     reads = {name: _digest(work, node, name) for name in node.step.reads()}
     code = store.source_digest(plugins.source("methods", node.step.use))
     step = node.step.model_dump(mode="json")
-    inputs = {"input": keys.network_key(work.at(node.parent)), "reads": reads}
+    inputs: dict[str, Json] = {"input": keys.network_key(work.at(node.parent)), "reads": reads}
+    if sources := node.step.sources():
+        inputs["sources"] = [keys.source_key(where) for where in sources]
     return store.digest({**common, **inputs, "step": step, "code": code})
 
 
@@ -111,8 +113,6 @@ def _step(work: Run, node: Node) -> None:
     scratch = work.folder / "steps" / ".work" / f"{node.number:02d}-{node.name}-{node.branch}"
     made = _source(work, node) if node.step is None else _run(work, node, scratch)
     extra: dict[str, Json] = {"key": key, "step": node.name, "branch": node.branch}
-    if made.module.training:
-        raise EdgetlError(f"step '{node.name}' left its network in training mode", fix="this is a bug in the method")
     with store.folder_being_made(folder) as temporary:
         networks.save(made, temporary, extra, _assets(work))
         networks.check_plain(made, temporary)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from edgetl import artifact, bundle, plugins, store
 from edgetl.artifact import Trial, torch_answers
@@ -54,12 +56,15 @@ def export(where: Path, targets: Sequence[str] = ()) -> list[Path]:
         GateMissed: an exported file does not equal its network; its bundle is not written.
 
     """
+    if not saved.is_saved(where):
+        read_plan(where)
     with store.locked(where):
         store.sweep(where)
         if saved.is_saved(where):
             chosen = [plugins.find("targets", name)() for name in targets or ("onnx",)]
             return _one(where, chosen)
         recipe = _recipe(where)
+        torch.set_num_threads(recipe.frame.threads or len(os.sched_getaffinity(0)))  # as in training: sums depend on it
         wanted = [t for t in recipe.targets if not targets or t.use in targets]
         if unknown := set(targets) - {t.use for t in wanted}:
             fix = f"the recipe names: {', '.join(t.use for t in recipe.targets)}"
@@ -164,7 +169,7 @@ def _finished(place: Place, name: str) -> bool:
 
 
 def _files(place: Place, name: str) -> list[Path]:
-    return [place.bundles / name / "SHA256SUMS", place.out / f"{name}.npy"]
+    return [place.bundles / name / "SHA256SUMS", place.out / f"{name}.npy", place.out / "logits.npy"]
 
 
 def _base(net: Network, trial: Trial, place: Place) -> None:

@@ -12,14 +12,15 @@ import torch
 
 from edgetl import plugins
 from edgetl.examples import Examples
+from edgetl.extras import MODULES, install
 from edgetl.network import cost
 from edgetl.network.network import Network
+from edgetl.network.saved import source_config
 from edgetl.recipe.branches import Node
 from edgetl.recipe.read import Recipe
 from edgetl.types import Json
 
 BYTES_OF_WEIGHT = 4
-MODULES = ("peft", "accelerate", "onnxscript", "sklearn", "safetensors", "transformers")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Forecast:
 
     steps: Sequence[tuple[str, str, bool, float]]
     students: tuple[str, ...]
+    reference: str
     gigabytes: float
     missing: tuple[str, ...]
 
@@ -42,16 +44,19 @@ class Forecast:
 
     def summary(self) -> str:
         """Return the sums in words."""
-        extras = f'; missing: {", ".join(self.missing)} (pip install "edgetl[compress]")' if self.missing else ""
-        students = ", ".join(self.students)
-        return f"students: {students}\nabout {self.minutes:.1f} minutes and {self.gigabytes:.2f} GB{extras}"
+        students = f"students: {', '.join(self.students) or 'none'}; reference: {self.reference}"
+        if self.missing:
+            return f"{students}\nmissing: {', '.join(self.missing)} ({install(self.missing[0])})"
+        time = f"{self.minutes:.1f} minutes" if self.minutes >= 0.1 else "seconds"
+        size = f"{self.gigabytes:.2f} GB" if self.gigabytes >= 0.01 else f"{self.gigabytes * 1000:.1f} MB"
+        return f"{students}\nabout {time} and {size}"
 
     def to_json(self) -> Json:
         """Return the plain data."""
         keys = ("step", "branch", "finished", "minutes")
         steps = [dict(zip(keys, s, strict=True)) for s in self.steps]
         sums = {"minutes": self.minutes, "gigabytes": self.gigabytes, "missing": list(self.missing)}
-        return {"steps": steps, "students": list(self.students), **sums}
+        return {"steps": steps, "students": list(self.students), "reference": self.reference, **sums}
 
 
 def forecast(recipe: Recipe, run: Path) -> Forecast:
@@ -59,10 +64,10 @@ def forecast(recipe: Recipe, run: Path) -> Forecast:
 
     The time is that of one forward pass on random weights here, times the passes that each step says it needs.
     """
-    missing = tuple(m for m in MODULES if find_spec(m) is None)
+    missing = tuple(m for m in MODULES["compress"] if find_spec(m) is None)
     if missing:
         steps = [(n.name, n.branch, False, 0.0) for n in recipe.nodes]
-        return Forecast(steps, tuple(recipe.names()), 0.0, missing)
+        return Forecast(steps, recipe.student_names(), recipe.reference.name, 0.0, missing)
     examples = recipe.data.examples()
     net = _stand_in(recipe, examples)
     seconds = _forward_seconds(net, recipe.frame.threads)
@@ -78,7 +83,7 @@ def forecast(recipe: Recipe, run: Path) -> Forecast:
         steps.append((node.name, node.branch, there, 0.0 if shared else passes * seconds / 60))
     size = cost.parameters(net) * BYTES_OF_WEIGHT
     copies = len(recipe.nodes) + 2 * len(recipe.names())
-    return Forecast(steps, tuple(n for n in recipe.names()), copies * size / 1e9, ())
+    return Forecast(steps, recipe.student_names(), recipe.reference.name, copies * size / 1e9, ())
 
 
 def _input(node: Node) -> str:
@@ -88,7 +93,7 @@ def _input(node: Node) -> str:
 def _stand_in(recipe: Recipe, examples: Examples) -> Network:
     """Return the backbone with random weights: the time of a pass does not depend on them."""
     family = plugins.find("families", recipe.frame.model.family)
-    config = family.config(recipe.frame.model.source, len(examples.labels))
+    config = source_config(family, recipe.frame.model.source, len(examples.labels))
     return Network(family.build(config), family, config, examples.labels)
 
 

@@ -26,8 +26,8 @@ def merge(base: str, adapters: Sequence[Path], out: Path, labels: tuple[str, ...
 
     """
     folder = source.locate(base)
-    if (out / "network.json").exists() or (out.exists() and any(out.iterdir())):
-        raise BadInput(f"{out} is not empty", fix="choose another folder with --out")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadInput(f"{out} is there already and not an empty folder", fix="choose another folder with --out")
     if saved.is_saved(folder):
         net = networks.load(folder)
     else:

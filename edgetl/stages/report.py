@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgetl import __version__, comparison, gates, store
+from edgetl import __version__, comparison, store
 from edgetl.comparison import Row
 from edgetl.errors import BadInput, GateMissed
+from edgetl.gates import Verdict
 from edgetl.intervals import Interval
 from edgetl.measurement import Measurement
+from edgetl.overview import DASH, count, overview
 from edgetl.recipe.plan import read_plan
 from edgetl.types import Json
 
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SCHEMA_VERSION = 1
-DASH = "-"
 ACCURACY = (
     "file",
     "MACs",
@@ -29,10 +30,14 @@ ACCURACY = (
     "balanced %",
     "macro-F1 %",
     "drop, points",
-    "max diff",
+    "largest difference",
     "agreement",
 )
-SPEED = ("file", "p50 ms", "p90 ms", "CPU p50 ms", "cold ms", "peak MB", "time / reference", "verdict")
+_UNITS = (
+    "Accuracy and macro-F1 in percent, drops in percentage points, agreement a share, times in ms, memory and size in "
+    "MB; `faster` is time / reference, which must stay below 1."
+)
+SPEED = ("file", "n", "p50 ms", "p90 ms", "CPU p50 ms", "cold ms", "peak MB", "time / reference", "verdict")
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Report:
 
     def passing(self, device: str | None) -> list[Row]:
         """Return the students that keep every gate and the budget of a device."""
-        return [row for row in self.rows if not row.reference and gates.keeps(row.verdicts, device)]
+        return [row for row in self.rows if row.judged and not row.missed(device)]
 
     def judge(self) -> None:
         """Check that every device has a student that keeps every gate and budget.
@@ -69,32 +74,14 @@ class Report:
             GateMissed: it names the device, the gate, the value and the limit of the student that misses fewest.
 
         """
-        students = [row for row in self.rows if not row.reference]
+        students = [row for row in self.rows if row.judged]
         for device in self.devices:
             if not self.passing(device) and (students or self.missing):
                 raise _missed(students, device, self.missing)
 
     def table(self) -> Table:
-        """Return the comparison for the terminal: one line for each file and device."""
-        from rich.table import Table
-
-        columns = (
-            "file",
-            "MACs",
-            "MB",
-            "accuracy %",
-            "drop, points",
-            "p50 ms",
-            "p90 ms",
-            "peak MB",
-            "time / reference",
-            "limits",
-        )
-        made = Table(*columns, title=f"{self.name} ({self.run / 'report.md'})", title_justify="left")
-        for row in self.rows:
-            for device in self.devices:
-                made.add_row(*_line(row, device, many=len(self.devices) > 1))
-        return made
+        """Return the comparison for the terminal."""
+        return overview(self.name, self.rows, self.devices, f"more in {self.run / 'report.md'}")
 
     def markdown(self) -> str:
         """Return report.md."""
@@ -117,7 +104,7 @@ def report(run: Path) -> Report:
     plan = read_plan(run)
     rows = tuple(comparison.rows(run, plan))
     if not rows:
-        raise BadInput(f"{run} has no bundles", fix=f"run `edgetl export {run}` first")
+        raise BadInput(f"{run} has no bundles of its networks", fix=f"run `edgetl export {run}` first")
     devices = tuple(sorted({*plan["budgets"], *(d for row in rows for d in row.measured)})) or (None,)
     made = Report(run, plan["name"], rows, devices, _missing(plan, rows))
     store.write_json(run / "report.json", made.to_json())
@@ -136,7 +123,7 @@ def _missed(students: Sequence[Row], device: str | None, missing: Sequence[str])
     where = f" on {device}" if device else ""
     if not students:
         return GateMissed(f"no student is exported, {missing[-1]} is missing", fix="run `edgetl export` first")
-    missed = {row.title: [v for v in row.verdicts if v.device in (None, device) and not v.passes] for row in students}
+    missed = {row.title: row.missed(device) for row in students}
     title, closest = min(missed.items(), key=lambda item: len(item[1]))
     if all(v.kept is None for v in closest):
         fix = f"run `edgetl profile` on {device} while it is idle" if device else "run `edgetl export` again"
@@ -145,38 +132,13 @@ def _missed(students: Sequence[Row], device: str | None, missing: Sequence[str])
     return GateMissed(f"no student keeps every limit{where}; {title} misses {'; '.join(map(str, closest))}", fix=fix)
 
 
-def _line(row: Row, device: str | None, *, many: bool) -> list[str]:
-    m = row.measured.get(device) if device else None
-    speed = _speed_cells(m) if m else [DASH] * (len(SPEED) - 1)
-    manifest = row.bundle.manifest
-    return [
-        f"{row.title}{' @ ' + device if many and device else ''}",
-        _count(manifest["cost"]["macs"]),
-        f"{row.size_bytes / 1e6:.2f}",
-        _percent(row.quality.score.accuracy if row.quality.score else None),
-        _percent(row.quality.drop),
-        speed[0],
-        speed[1],
-        speed[4],
-        speed[5],
-        _kept(row, device),
-    ]
-
-
-def _kept(row: Row, device: str | None) -> str:
-    if row.reference:
-        return "reference"
-    missed = [str(v) for v in row.verdicts if v.device in (None, device) and not v.passes]
-    return "misses " + "; ".join(missed) if missed else "keeps all"
-
-
 def _accuracy_cells(row: Row) -> list[str]:
     cost, score = row.bundle.manifest["cost"], row.quality.score
     agreement = row.quality.agreement
     return [
         row.title + (" (reference)" if row.reference else ""),
-        _count(cost["macs"]),
-        _count(cost["parameters"]),
+        count(cost["macs"]),
+        count(cost["parameters"]),
         f"{row.size_bytes / 1e6:.3f}",
         _percent(score.accuracy if score else None),
         _percent(score.balanced if score else None),
@@ -201,9 +163,9 @@ def _conditions(m: Measurement) -> str:
     return (
         f"{m.device.cpu_model}, kernel {m.device.kernel}, {m.config.provider}, {threads}, batch {m.config.batch}; "
         f"{m.run.rounds} rounds of fresh processes, interleaved ({m.run.mode}); {versions}. Times are wall time for "
-        "one run of the file without pre-processing, medians with 95 % intervals over rounds; p90 is MLPerf's "
-        "early-stopping estimate; cold is opening the file and its first run; peak is memory beyond the bare "
-        "runtime's, maximum over rounds; the ratio is paired by round and in "
+        "one run of the file without pre-processing, medians of n runs with 95 % intervals over rounds; p90 is "
+        "MLPerf's early-stopping estimate; cold is opening the file and its first run; peak is memory beyond the bare "
+        "runtime's in MB (10^6 bytes), maximum over rounds; the ratio is paired by round and in "
         f"{'CPU' if m.config.threads == 1 else 'wall'} time."
     )  # fmt: skip
 
@@ -212,9 +174,10 @@ def _speed_cells(m: Measurement) -> list[str]:
     """Return the cells of SPEED after the first; an invalid measurement shows no figure."""
     flags = f" ({', '.join(m.noise.flags)})" if m.noise.flags else ""
     if m.verdict == "invalid":
-        return [DASH] * (len(SPEED) - 2) + ["not measured: invalid" + flags]
+        return [DASH] * (len(SPEED) - 2) + ["not measured, invalid" + flags]
     ratio = m.comparison.interval if m.comparison else None
     return [
+        str(m.latency.n),
         _interval(m.latency.p50),
         DASH if m.latency.p90_es_ms is None else f"{m.latency.p90_es_ms:.3g}",
         _interval(m.latency.cpu_p50),
@@ -226,18 +189,24 @@ def _speed_cells(m: Measurement) -> list[str]:
 
 
 def _limits(rows: Sequence[Row]) -> str:
-    lines = [
-        [row.title, v.device or "everywhere", v.gate, "not measured" if v.value is None else f"{v.value:.4g}",
-         f"{v.limit:.4g}", "kept" if v.kept else "missed" if v.kept is False else "not judged", v.note]
-        for row in rows for v in row.verdicts
-    ]  # fmt: skip
+    lines = [[row.title, *_verdict_cells(v)] for row in rows for v in row.verdicts]
     if not lines:
         return "The recipe sets none."
-    return _markdown(("file", "where", "limit on", "value, pessimistic end", "limit", "outcome", "note"), lines)
+    return (
+        _UNITS
+        + "\n\n"
+        + _markdown(("file", "where", "limit on", "value, pessimistic end", "limit", "outcome", "note"), lines)
+    )
+
+
+def _verdict_cells(v: Verdict) -> list[str]:
+    value, limit = (DASH if x is None else f"{x:.4g}" for x in (v.value, v.limit))
+    outcome = {True: "kept", False: "missed", None: "not measured: missed" if v.binding else "not judged"}[v.kept]
+    return [v.device or "everywhere", v.gate, value, limit, outcome, v.note.replace("not measured", "")]
 
 
 def _not_measured(made: Report) -> str:
-    lines = [f"- {title}: not exported" for title in made.missing]
+    lines = [f"- {title}: not exported, or not since its network changed" for title in made.missing]
     for row in made.rows:
         lines += [f"- {row.title}: accuracy on the test split"] if row.quality.score is None else []
         lines += [f"- {row.title}: latency and memory on {d}" for d in made.devices if d and d not in row.measured]
@@ -252,8 +221,15 @@ def _reading(rows: Sequence[Row]) -> str:
     samples = f"{n} test samples" if n else "no test samples"
     return (
         f"Made by edgetl {__version__}. Every figure is of the exported file. Accuracy: {samples}, 95 % intervals; "
-        "a drop is paired with the reference exported at fp32 on the same samples. A dash is not measured."
+        "a drop is paired with the reference exported at fp32 on the same samples. MACs are multiply-adds of one sample"
+        f"{_tokens(rows)}; MB (10^6 bytes) is the model file; the largest difference is that of a logit from the "
+        "file's own torch network, agreement the share of equal answers. A dash is not measured."
     )
+
+
+def _tokens(rows: Sequence[Row]) -> str:
+    tokens = rows[0].bundle.manifest["cost"].get("tokens")
+    return f" of {tokens} tokens, the mean of the training texts" if tokens else ""
 
 
 def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -271,10 +247,3 @@ def _percent(share: Interval | None) -> str:
     if share is None:
         return DASH
     return f"{100 * share.value:.2f} ({100 * share.low:.2f} to {100 * share.high:.2f})"
-
-
-def _count(n: float) -> str:
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if n >= size:
-            return f"{n / size:.3g} {unit}"
-    return f"{n:.0f}"

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgetl.errors import BadInput
+from edgetl.errors import BadInput, EdgetlError, OutOfResources
 
 GOES_ON = {
     "compress": (),
@@ -18,8 +18,13 @@ GOES_ON = {
     "verify": (3,),
     "profile": (3, 4),  # an invalid measurement: the report says "not measured"
 }
+PATIENCE_S = 5.0
+"""How long a stage may take to end after Ctrl-C, which reaches it too when it comes from a terminal."""
+
 PARENT = "EDGETL_PARENT"
 """The process without which a stage has no reason to go on."""
+
+INTERRUPTED = 130
 
 log = logging.getLogger("edgetl")
 
@@ -34,7 +39,7 @@ def run_stages(recipe: Path, out: Path, sets: Sequence[str], flags: Sequence[str
         "profile": [str(out), "--device", device],
     }
     for stage, words in commands.items():
-        code = _stage([stage, *words, *flags])
+        code = _stage([stage, *words, *flags], quiet="-q" in flags)
         if code not in (0, *GOES_ON[stage]):
             return code
     return 0
@@ -49,11 +54,12 @@ def newest(where: Path | None) -> Path:
     """
     if where is not None:
         return where
-    found = sorted(Path("runs").glob("*/plan.json"), key=lambda p: p.stat().st_mtime)
+    found = [path.parent for path in Path("runs").glob("*/plan.json")]
     if not found:
         raise BadInput("there is no run below ./runs", fix="name a run folder, or make one: edgetl run demo")
-    log.info("run folder: %s", found[-1].parent)
-    return found[-1].parent
+    last = max(found, key=_worked_on)
+    log.info("run folder: %s", last)
+    return last
 
 
 def bundles(where: Path) -> list[Path]:
@@ -63,27 +69,48 @@ def bundles(where: Path) -> list[Path]:
     return run_bundles(where) if (where / "plan.json").is_file() else [where]
 
 
-def end_with_parent() -> None:
-    """Ask the kernel to end this process with the one that started it; a killed run leaves no stage behind."""
+def end_with_parent() -> bool:
+    """Return whether this is a stage; a stage is ended by the kernel with the run that started it."""
     parent = os.environ.pop(PARENT, "")
     if not parent or sys.platform != "linux":
-        return
+        return bool(parent)
     import ctypes
 
     set_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
     ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
     if os.getppid() != int(parent):
         os.kill(os.getpid(), signal.SIGKILL)
+    return True
 
 
-def _stage(words: Sequence[str]) -> int:
-    """Run one stage with its result on our stderr, and return its exit code."""
+def _worked_on(run: Path) -> float:
+    return max(path.stat().st_mtime for path in (run / "plan.json", run / ".lock") if path.is_file())
+
+
+def _stage(words: Sequence[str], quiet: bool) -> int:
+    """Run one stage with its result on our stderr, or nowhere, and return its exit code."""
     environment = {**os.environ, PARENT: str(os.getpid())}
     command = [sys.executable, "-m", "edgetl", *words]
-    with subprocess.Popen(command, stdout=sys.stderr.fileno(), env=environment) as child:
+    out = subprocess.DEVNULL if quiet else sys.stderr.fileno()
+    with subprocess.Popen(command, stdout=out, env=environment) as child:
         try:
             code = child.wait()
         except KeyboardInterrupt:
-            child.wait()
+            _end(child)
             raise
-    return 128 - code if code < 0 else code
+    if code in (INTERRUPTED, -signal.SIGINT):
+        raise KeyboardInterrupt
+    if code == -signal.SIGKILL:
+        fix = "use a smaller batch or backbone, or a larger machine; the same command continues where it stopped"
+        raise OutOfResources(f"the stage '{words[0]}' was killed, as is done where memory runs out", fix=fix)
+    if code < 0:
+        name = signal.Signals(-code).name
+        raise EdgetlError(f"the stage '{words[0]}' ended by {name}", fix="please report this as a bug in edgetl")
+    return code
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    try:
+        child.wait(PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        child.terminate()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from edgetl import plugins
+from edgetl.listing import fields
 from edgetl.network.network import load, save
 from edgetl.recipe.schema import Schedule, Step
 
@@ -27,6 +28,13 @@ def test_use_alone_makes_a_working_step(name):
     assert isinstance(step, Step)
     assert step.reads() == ()
     assert inspect.getdoc(type(step))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_field_has_a_meaning(name):
+    lines = fields(name)
+    assert {"use", "name"} < {key for key, _, _, _ in lines}
+    assert [key for key, _, _, meaning in lines if not meaning] == []
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -87,6 +87,16 @@ def test_a_deit_answers_as_before(tmp_path):
     assert load(tmp_path / "net").digest == net.digest
 
 
+def test_a_deit_finishes_from_its_last_block(tmp_path):
+    net = create("hf_vit", {"model_type": "deit", "image_size": 8, "patch_size": 4}, ["cat", "dog"], seed=0)
+    heard = []
+    net.at(VIT.stages(net.module)[-1]).register_forward_hook(lambda _, __, out: heard.append(out))
+    inputs = VIT.example(net.config, 2)
+    wanted = net.logits(inputs)
+    hidden = heard[0][0] if isinstance(heard[0], tuple) else heard[0]
+    assert torch.equal(VIT.finish(net.module, hidden, inputs), wanted)
+
+
 def test_a_deit_with_two_heads_starts_from_a_new_head_or_is_an_error(tmp_path):
     config = transformers.DeiTConfig(**TINY, **IMAGE, **LABELS)
     write(tmp_path, transformers.DeiTForImageClassificationWithTeacher(config))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from edgetl.errors import BadInput, GateMissed, Refused
 from edgetl.stages.profile import profile_all
@@ -114,3 +116,55 @@ def test_damaged_answers_are_refused(bare: Planned) -> None:
 def test_no_run(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"plan\.json"):
         report(tmp_path)
+
+
+def test_a_recipe_without_students_is_judged_on_its_reference(bare: Planned) -> None:
+    for gates, passes in (({"accuracy": 50}, True), ({"accuracy": 99.9}, False)):
+        run = bare(gates, {})
+        plan = json.loads((run / "plan.json").read_text())
+        (run / "plan.json").write_text(json.dumps({**plan, "students": []}))
+        made = report(run)
+        assert made.to_json()["best"] == {"any": ["dense onnx fp32"] if passes else []}
+        if not passes:
+            with pytest.raises(GateMissed, match="dense onnx fp32 misses accuracy"):
+                made.judge()
+        shutil.rmtree(run)
+
+
+def test_a_bundle_of_an_older_network_counts_as_missing(bare: Planned) -> None:
+    run = bare({}, {})
+    plan = json.loads((run / "plan.json").read_text())
+    (run / "plan.json").write_text(json.dumps({**plan, "steps": {"optin-0.5": ["01-optin/optin-0.5"]}}))
+    step = run / "steps" / "01-optin" / "optin-0.5"
+    step.mkdir(parents=True)
+    (step / "network.json").write_text('{"digest": "another"}')
+    made = report(run)
+    assert [row.name for row in made.rows] == ["dense"]
+    assert "not since its network changed" in (run / "report.md").read_text()
+    with pytest.raises(GateMissed, match="missing"):
+        made.judge()
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_ratio_to_another_baseline_is_not_reported(planned: Planned, tmp_path: Path) -> None:
+    run = tmp_path / "demo"
+    shutil.copytree(planned({}, {}), run)
+    profile_all([run], "local")
+    for file in (run / "measurements" / "local").glob("optin*.json"):
+        value = json.loads(file.read_text())
+        value["comparison"]["baseline_sha256"] = "0" * 64
+        file.write_text(json.dumps({**value, "verdict": "clean"}))
+    made = report(run)
+    assert made.rows[1].measured["local"].comparison is None
+    assert not [v for v in made.rows[1].verdicts if v.kept is not None]
+
+
+@pytest.mark.usefixtures("brief")
+def test_the_table_fits_a_terminal(planned: Planned) -> None:
+    run = planned({"accuracy": 99.9}, {"local": {"p90_ms": 1e-6}})
+    profile_all([run], "local")
+    console = Console(width=110, file=io.StringIO())
+    console.print(report(run).table())
+    lines = console.file.getvalue().splitlines()
+    assert sum(line.startswith((" dense", " optin-0.5", "dense", "optin-0.5 ")) for line in lines) == 4
+    assert any("optin-0.5 misses p90_ms on local: " in line for line in lines)

@@ -129,3 +129,19 @@ def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(BadInput):
             read(path)
+
+
+def test_a_student_cannot_take_the_name_of_the_reference(file: Path) -> None:
+    sets = ["steps.0.name=optin-1", "steps.optin.keep_macs=1", "steps.2.teacher.step=optin-1", "reference=optin-1"]
+    with pytest.raises(BadInputs, match="'optin-1' is a step and a student"):
+        read(file, sets)
+
+
+def test_the_hash_of_a_recipe_says_nothing_of_where_files_lie(file: Path) -> None:
+    found = set()
+    for folder in ("/a", "/elsewhere/b"):
+        sets = ["data.use=image_folder", f"data.root={folder}/pets", f"model.source={folder}/vit"]
+        recipe = read(file, sets)
+        found.add(recipe.digest(recipe.students[0]))
+    assert len(found) == 1
+    assert recipe.digest(recipe.students[1]) not in found
