@@ -29,6 +29,8 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
             patch.setattr(os, "replace", fail)
             with pytest.raises(kind):
                 store.write_json(file, {"new": True})
+    with pytest.raises(OutOfResources), store.writing(file):
+        raise OSError("17970 requested and 7136 written")  # as numpy tells it
     assert store.read_json(file) == {"old": True}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
