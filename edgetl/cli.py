@@ -33,6 +33,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="more of the log")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="only warnings and errors")]
 Plugins = Annotated[Path | None, typer.Option("--plugins", help="folder with methods/, families/ ... of your own")]
+Judged = Annotated[bool, typer.Option("--judge/--no-judge", help="exit 3 when a gate or budget is missed")]
 DeviceName = Annotated[str, typer.Option("--device", help="a device of `edgetl devices list`, or a device file")]
 RunFolder = Annotated[Path | None, typer.Argument(help="a run, bundle or saved network (default: the newest run)")]
 
@@ -90,15 +91,18 @@ def merge(base: Annotated[str, typer.Argument(help="the backbone's folder or hub
 @app.command()
 def export(where: RunFolder = None,
            target: Annotated[list[str] | None, typer.Option(help="only these targets; repeatable")] = None,
-           as_json: AsJson = False, verbose: Verbose = False, quiet: Quiet = False,
+           judged: Judged = True, as_json: AsJson = False, verbose: Verbose = False, quiet: Quiet = False,
            plugins: Plugins = None) -> None:  # fmt: skip
     """Export the reference and every student of a run, or a merged network, and check each file against torch."""
     console.start(verbose, quiet, plugins)
     from edgetl.stages.export import export as stage
+    from edgetl.stages.export import judge
     from edgetl.stages.run import newest
 
     folder = newest(where)
     console.show_paths("bundles", {p.parent.name: p for p in stage(folder, tuple(target or ()))}, folder, as_json)
+    if judged:
+        judge(folder)
 
 
 @app.command()
@@ -125,7 +129,7 @@ def profile(where: Annotated[list[Path] | None, typer.Argument(help="a run, or b
             device: DeviceName = "local",
             gate: Annotated[str | None, typer.Option(help="limits: p90_ms=12,peak_mb=200")] = None,
             fresh: Annotated[bool, typer.Option("--fresh", help="measure again what is measured")] = False,
-            as_json: AsJson = False, verbose: Verbose = False, quiet: Quiet = False,
+            judged: Judged = True, as_json: AsJson = False, verbose: Verbose = False, quiet: Quiet = False,
             plugins: Plugins = None) -> None:  # fmt: skip
     """Measure latency, memory and cold start on a device, interleaved, in processes of their own, without torch."""
     console.start(verbose, quiet, plugins)
@@ -138,7 +142,8 @@ def profile(where: Annotated[list[Path] | None, typer.Argument(help="a run, or b
         console.show_json({"measurements": [m.to_json() for m in measurements]})
     else:
         console.show(table(measurements))
-    judge(measurements, gate)
+    if judged:
+        judge(folders, measurements, gate)
 
 
 @app.command()

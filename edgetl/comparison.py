@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgetl import evaluate, gates, measurement, store
 from edgetl.bundle import Bundle, open_bundle
-from edgetl.errors import Refused
+from edgetl.errors import GateMissed, Refused
 from edgetl.evaluate import Score, interval_json
 from edgetl.gates import Facts, Verdict
 from edgetl.intervals import Interval
@@ -92,6 +92,18 @@ def rows(run: Path, plan: Mapping[str, Json]) -> list[Row]:
         )
         for name, bundle in opened
     ]
+
+
+def judge(run: Path, plan: Mapping[str, Json], device: str | None = None) -> None:
+    """Check every file of a run against the limits that hold everywhere, and on a device where one is given.
+
+    Raises:
+        GateMissed: it names every file that misses one, the gate, the value and the limit.
+
+    """
+    missed = {row.title: row.missed(device) for row in rows(run, plan) if row.judged}
+    if told := [f"{title} misses {'; '.join(map(str, verdicts))}" for title, verdicts in missed.items() if verdicts]:
+        raise GateMissed("; ".join(told), fix=gates.REMEDY)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgetl import plugins, store
+from edgetl import plugins
 from edgetl.errors import BadInput
 from edgetl.examples import Examples
 from edgetl.network.saved import source_config
-from edgetl.prepare import Prepared, prepare
+from edgetl.prepare import Prepared, data_key, prepare
 from edgetl.preprocess import load_tokenizer
 from edgetl.recipe.read import Recipe
 from edgetl.types import Json, Operation
@@ -33,9 +33,8 @@ def open_data(recipe: Recipe, run: Path) -> tuple[Examples, Prepared]:
     config = source_config(family, model.source, len(examples.labels))
     operations = recipe.data.operations(examples.raw, family.prep(model.source, config))
     _check_tokenizer(operations, config)
-    shares = [recipe.data.validation, recipe.data.test, recipe.frame.seed]
-    name = store.digest([examples.digest, [dict(o) for o in operations], shares])[:16]
-    return examples, prepare(recipe.data, examples, operations, recipe.frame.seed, run / "shared" / f"data-{name}")
+    key = data_key(recipe.data, examples, operations, recipe.frame.seed)
+    return examples, prepare(recipe.data, examples, operations, recipe.frame.seed, run / "shared" / f"data-{key[:16]}")
 
 
 def _check_tokenizer(operations: Sequence[Operation], config: Json) -> None:

@@ -12,6 +12,8 @@ from edgetl.types import Json
 GATES = ("accuracy", "accuracy_drop", "class_drop", "f1", "agreement", "faster")
 BUDGETS = ("p50_ms", "p90_ms", "peak_mb", "size_mb")
 
+REMEDY = "cut less or train longer for accuracy, cut more for time and memory, or relax the limit in the recipe"
+
 
 @dataclass(frozen=True)
 class Timing:

@@ -7,11 +7,12 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeAlias
 
+from edgetl import store
 from edgetl.errors import BadInput
 
 Kind: TypeAlias = Literal["methods", "losses", "families", "data", "targets"]
@@ -31,7 +32,7 @@ FOLDERS_VARIABLE = "EDGETL_PLUGINS"
 
 def names(kind: Kind) -> tuple[str, ...]:
     """Return the names of all plugins of a kind, sorted."""
-    return tuple(sorted({path.stem if path.suffix else path.name for path in _files(kind)}))
+    return tuple(sorted(_files(kind)))
 
 
 def nearest(name: str, known: tuple[str, ...]) -> str:
@@ -67,20 +68,31 @@ def module(kind: Kind, name: str) -> ModuleType:
 
 def source(kind: Kind, name: str) -> Path:
     """Return the file (or package folder) that defines a plugin; its bytes are part of a step's key."""
-    for path in _files(kind):
-        if (path.stem if path.suffix else path.name) == name:
-            return path
-    raise BadInput(f"no {WORDS[kind]} '{name}'", fix=nearest(name, names(kind)))
+    found = _files(kind)
+    if name not in found:
+        raise BadInput(f"no {WORDS[kind]} '{name}'", fix=nearest(name, tuple(sorted(found))))
+    return found[name]
+
+
+def digest(kind: Kind, name: str) -> str:
+    """Return the sha256 of a plugin's code."""
+    return store.source_digest(source(kind, name))
 
 
 def _own(kind: Kind) -> Path:
     return Path(__file__).parent / kind
 
 
-def _files(kind: Kind) -> Iterator[Path]:
+def _files(kind: Kind) -> Mapping[str, Path]:
     extra = [Path(p) / kind for p in os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep) if p]
+    found: dict[str, Path] = {}
     for folder in (_own(kind), *extra):
         for path in sorted(folder.glob("*")):
             package = path.is_dir() and (path / "__init__.py").exists()
-            if (path.suffix == ".py" or package) and not path.name.startswith("_"):
-                yield path
+            if path.name.startswith("_") or not (path.suffix == ".py" or package):
+                continue
+            if other := found.get(path.stem):
+                problem = f"two plugins are the {WORDS[kind]} '{path.stem}': {other} and {path}"
+                raise BadInput(problem, fix="rename your own")
+            found[path.stem] = path
+    return found

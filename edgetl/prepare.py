@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import cast
@@ -79,6 +80,15 @@ def split(
     return {part: parts[part] for part in PARTS}
 
 
+def data_key(source: Source, examples: Examples, operations: Sequence[Operation], seed: int) -> str:
+    """Return the hash of all that prepared data is made from, the libraries that decode it included."""
+    operations, tokenizer = _localised(operations)
+    asset = "" if tokenizer is None else file_digest(tokenizer)
+    shares = [source.validation, source.test, examples.skip_share]
+    versions = {name: version(name) for name in ("pillow", "tokenizers")}
+    return digest([SCHEMA, examples.digest, [dict(o) for o in operations], asset, shares, seed, versions])
+
+
 def prepare(source: Source, examples: Examples, operations: Sequence[Operation], seed: int, folder: Path) -> Prepared:
     """Pre-process every example into the folder and return it; a folder made from the same things is only opened.
 
@@ -90,10 +100,9 @@ def prepare(source: Source, examples: Examples, operations: Sequence[Operation],
         OutOfResources: the disk is full.
 
     """
+    key = data_key(source, examples, operations, seed)
     operations, tokenizer = _localised(operations)
     asset = "" if tokenizer is None else file_digest(tokenizer)
-    shares = [source.validation, source.test, examples.skip_share]
-    key = digest([SCHEMA, examples.digest, [dict(o) for o in operations], asset, shares, seed])
     if (existing := _existing(folder, key)) is not None:
         return existing
     with folder_being_made(folder) as made:

@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from edgetl.errors import BadHost, BadInput, OutOfResources, Refused
-from edgetl.types import Json
+
+if TYPE_CHECKING:
+    from edgetl.types import Json
 
 CHUNK = 1 << 20
 

@@ -51,9 +51,10 @@ def test_a_folder_of_the_users_adds_to_ours(own: Path) -> None:
     assert plugins.source("methods", "nothing") == own / "methods" / "nothing.py"
 
 
-def test_ours_win_over_a_users_file_of_the_same_name(own: Path) -> None:
+def test_a_users_file_with_the_name_of_ours_is_refused(own: Path) -> None:
     (own / "methods" / "optin.py").write_text("PLUGIN = 1\n")
-    assert plugins.find("methods", "optin") != 1
+    with pytest.raises(BadInput, match=r"two plugins are the method 'optin': .*methods/optin and .*/methods/optin.py"):
+        plugins.find("methods", "optin")
 
 
 def test_an_unknown_name_gets_the_nearest_one() -> None:

@@ -11,8 +11,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from edgetl.network.family import Group
-from edgetl.network.names import Live, put
+from edgetl.network.family import Family, Group
+from edgetl.network.names import Live, live, put
 
 
 class Bias(nn.Module):
@@ -57,6 +57,34 @@ class NoNeurons(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the second layer's bias."""
         return cast(Tensor, self.fc2(hidden))
+
+
+class Transformer(Family):
+    """What a family of transformers describes in the same way as all others."""
+
+    def head(self, module: nn.Module) -> str:
+        """Return the classifier's path."""
+        return "head"
+
+    def stages(self, module: nn.Module) -> tuple[str, ...]:
+        """Return the blocks."""
+        return blocks(live(self, module))
+
+    def units(self, module: nn.Module) -> tuple[Group, ...]:
+        """Return heads and neurons of every block."""
+        return groups(live(self, module))
+
+    def constant(self, module: nn.Module, place: str) -> None:
+        """Leave only a bias of an attention layer or feed-forward network."""
+        replace_by_constant(live(self, module), place)
+
+    def resized(self, module: nn.Module) -> None:
+        """Match the head counts to the tensors."""
+        match_heads(live(self, module))
+
+    def adapted(self, module: nn.Module) -> tuple[str, ...]:
+        """Return the linear layers of attention and feed-forward networks that are left."""
+        return linears(live(self, module))
 
 
 def blocks(names: Live) -> tuple[str, ...]:

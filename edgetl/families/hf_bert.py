@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from edgetl import store
 from edgetl.errors import BadInput
 from edgetl.families._sizes import Sizes, complete, pick, read_sizes
-from edgetl.families._transformer import blocks, groups, initialise, linears, match_heads, replace_by_constant
-from edgetl.network.family import Family, Group, Layout, Prep
+from edgetl.families._transformer import Transformer, initialise
+from edgetl.network.family import Layout, Prep
 from edgetl.network.names import live
 from edgetl.network.saved import saved_prep
 from edgetl.network.source import locate, read_config, read_json
@@ -84,7 +84,7 @@ def _layout(prefix: str, pooler: str, head: str) -> Layout:
     return Layout(tuple(pairs), ("*position_ids", "*token_type_ids", "cls.*", "qa_outputs.*"))
 
 
-class HFBert(Family):
+class HFBert(Transformer):
     """A `BertModel` without its unused parts, and a classifier that `BertForSequenceClassification` files fill."""
 
     name = "hf_bert"
@@ -159,30 +159,6 @@ class HFBert(Family):
     def finish(self, module: nn.Module, hidden: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the (B, labels) answer from the last block's output (B, N, D)."""
         return cast(BertClassifier, module).answer(hidden, inputs["attention_mask"])
-
-    def head(self, module: nn.Module) -> str:
-        """Return the classifier's path."""
-        return "head"
-
-    def stages(self, module: nn.Module) -> tuple[str, ...]:
-        """Return the blocks."""
-        return blocks(live(self, module))
-
-    def units(self, module: nn.Module) -> tuple[Group, ...]:
-        """Return heads and neurons of every block."""
-        return groups(live(self, module))
-
-    def constant(self, module: nn.Module, place: str) -> None:
-        """Leave only a bias of an attention layer or feed-forward network."""
-        replace_by_constant(live(self, module), place)
-
-    def resized(self, module: nn.Module) -> None:
-        """Match the head counts to the tensors."""
-        match_heads(live(self, module))
-
-    def adapted(self, module: nn.Module) -> tuple[str, ...]:
-        """Return the linear layers of attention and feed-forward networks that are left."""
-        return linears(live(self, module))
 
 
 def _pooling(folder: Path, config: Mapping[str, Json]) -> str:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from edgetl.errors import BadInput
 from edgetl.families._sizes import Sizes, complete, pick, read_sizes
-from edgetl.families._transformer import blocks, groups, initialise, linears, match_heads, replace_by_constant
-from edgetl.network.family import Family, Group, Layout, Prep
+from edgetl.families._transformer import Transformer, initialise
+from edgetl.network.family import Layout, Prep
 from edgetl.network.names import live
 from edgetl.network.saved import saved_prep
 from edgetl.network.source import locate, read_config, read_json
@@ -75,7 +75,7 @@ def _layout(prefix: str, block: str, *, new: bool) -> Layout:
     return Layout(tuple(pairs), ignored)
 
 
-class HFViT(Family):
+class HFViT(Transformer):
     """`ViTForImageClassification` and `DeiTForImageClassification`, the answer read from the class token."""
 
     name = "hf_vit"
@@ -153,30 +153,6 @@ class HFViT(Family):
         """Return the (B, labels) answer from the last block's output (B, N, D)."""
         vit = cast("ViTForImageClassification", module)  # called once per candidate: no look-up of names here
         return cast(Tensor, vit.classifier(vit.base_model.layernorm(hidden)[:, 0]))
-
-    def head(self, module: nn.Module) -> str:
-        """Return the classifier's path."""
-        return "head"
-
-    def stages(self, module: nn.Module) -> tuple[str, ...]:
-        """Return the blocks."""
-        return blocks(live(self, module))
-
-    def units(self, module: nn.Module) -> tuple[Group, ...]:
-        """Return heads and neurons of every block."""
-        return groups(live(self, module))
-
-    def constant(self, module: nn.Module, place: str) -> None:
-        """Leave only a bias of an attention layer or feed-forward network."""
-        replace_by_constant(live(self, module), place)
-
-    def resized(self, module: nn.Module) -> None:
-        """Match the head counts to the tensors."""
-        match_heads(live(self, module))
-
-    def adapted(self, module: nn.Module) -> tuple[str, ...]:
-        """Return the linear layers of attention and feed-forward networks that are left."""
-        return linears(live(self, module))
 
 
 def _pair(value: Json) -> tuple[int, int]:

@@ -41,9 +41,9 @@ class Distill(Step):
     cuts: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({"trained"})
 
-    def sources(self) -> tuple[str | Mapping[str, Json], ...]:
-        """Return the student's source."""
-        return (self.student.source,) if self.student else ()
+    def sources(self) -> tuple[tuple[str, str | Mapping[str, Json]], ...]:
+        """Return the student's family and source."""
+        return ((self.student.family, self.student.source),) if self.student else ()
 
     def run(self, net: Network, ctx: Context) -> Network:
         """Return the trained student.

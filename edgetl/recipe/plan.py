@@ -27,9 +27,6 @@ def plan(recipe: Recipe) -> Json:
         "gates": recipe.frame.gates.model_dump(mode="json", exclude_none=True),
         "budgets": {k: b.model_dump(mode="json", exclude_none=True) for k, b in recipe.frame.budgets.items()},
         "steps": {name: [n.folder.removeprefix("steps/") for n in node.path] for name, node in named.items()},
-        "cuts": {name: any(n.step is not None and n.step.cuts for n in node.path) for name, node in named.items()},
-        "recipes": {name: recipe.digest(node) for name, node in named.items()},
-        "golden": {"samples": recipe.frame.golden, "raw": recipe.frame.golden_raw},
     }
 
 

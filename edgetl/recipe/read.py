@@ -62,12 +62,13 @@ class Recipe:
         """Return the names of what is compared with the reference."""
         return tuple(name for name, node in self.names().items() if node is not self.reference)
 
-    def digest(self, node: Node) -> str:
-        """Return the sha256 of the recipe reduced to what led to this node; it says nothing of where files lie."""
+    def digest(self, node: Node, target: Target) -> str:
+        """Return the sha256 of the recipe reduced to what led to this file; it says nothing of where files lie."""
         steps = [n.step.model_dump(mode="json") for n in node.path if n.step is not None]
         data = {k: v for k, v in self.resolved["data"].items() if not isinstance(getattr(self.data, k), Path)}
-        reduced = {**self.resolved, "data": data, "steps": steps, "budgets": None, "gates": None}
-        return store.digest(_placeless(reduced))
+        targets = [self.resolved["targets"][self.targets.index(target)]]
+        reduced = {**self.resolved, "data": data, "steps": steps, "targets": targets, "budgets": None, "gates": None}
+        return store.digest(placeless(reduced))
 
 
 def read(path: Path, sets: Sequence[str] = ()) -> Recipe:
@@ -101,6 +102,9 @@ def check(raw: dict[str, Json], name: str) -> tuple[Recipe | None, list[BadInput
     nodes, raw_steps = _nodes(raw.get("steps", []), name, errors)
     listed = _list(raw.get("targets", [{"use": "onnx"}]), f"{name}: targets", errors)
     targets = [_plugin("targets", target, f"{name}: targets[{i}]", errors) for i, target in enumerate(listed)]
+    if twice := next((t for i, t in enumerate(targets) if t is not None and t in targets[:i]), None):
+        problem = f"{name}: targets: {twice.use} at {twice.precision} stands twice"
+        errors.append(BadInput(problem, fix="list every file once"))
     reference = _reference(raw.get("reference"), nodes, name, errors)
     errors += _orders(nodes, raw, name)
     errors += _names(raw, name)
@@ -278,13 +282,14 @@ def _told(error: Any, known: tuple[str, ...], where: str) -> BadInput:
     return BadInput(f"{where}{key}: {error['msg'][:1].lower()}{error['msg'][1:]}{shown}", fix=f"correct '{key}'")
 
 
-def _placeless(value: Json) -> Json:
-    """Return plain data in which a `source` of weights, a path or hub id, is reduced to its last part."""
+def placeless(value: Json) -> Json:
+    """Return plain data in which the path or hub id of weights or data is reduced to its last part."""
     if isinstance(value, list):
-        return [_placeless(v) for v in value]
+        return [placeless(v) for v in value]
     if not isinstance(value, dict):
         return value
-    return {k: Path(v).name if k == "source" and isinstance(v, str) else _placeless(v) for k, v in value.items()}
+    places = ("source", "path")
+    return {k: Path(v).name if k in places and isinstance(v, str) else placeless(v) for k, v in value.items()}
 
 
 def _list(raw: Json, where: str, errors: list[BadInput]) -> list[Json]:

@@ -73,8 +73,8 @@ class Step(Strict, ABC):
         """Return the names of the earlier steps it takes from `ctx.past`."""
         return ()
 
-    def sources(self) -> tuple[str | Mapping[str, Json], ...]:
-        """Return where it takes weights from besides earlier steps; their bytes are part of its key."""
+    def sources(self) -> tuple[tuple[str, str | Mapping[str, Json]], ...]:
+        """Return (family, source) of weights it takes besides those of earlier steps; their bytes are in its key."""
         return ()
 
     @abstractmethod

@@ -16,17 +16,20 @@ import torch
 from edgetl import plugins, store
 from edgetl.dataset import open_data
 from edgetl.errors import BadInput
-from edgetl.network import keys
+from edgetl.network import keys, saved
 from edgetl.network import network as networks
 from edgetl.network.network import Network
 from edgetl.recipe.branches import SOURCE, Node
 from edgetl.recipe.plan import write_plan
-from edgetl.recipe.read import Recipe
+from edgetl.recipe.read import Recipe, placeless
 from edgetl.recipe.schema import Context
 from edgetl.train.batches import Data
 from edgetl.types import Json
 
-PACKAGES = ("edgetl", "torch", "transformers", "peft", "accelerate", "numpy", "safetensors", "tokenizers", "onnxscript")
+PACKAGES = (
+    *("edgetl", "torch", "transformers", "peft", "accelerate", "numpy"),
+    *("safetensors", "tokenizers", "pillow", "onnxscript"),
+)
 
 log = logging.getLogger("edgetl")
 
@@ -87,19 +90,29 @@ def step_key(work: Run, node: Node) -> str:
     recipe = work.recipe
     common = {"data": work.data.digest, "seed": node.seed(recipe.frame.seed), "conditions": work.conditions}
     if node.step is None:
-        family = recipe.frame.model.family
-        source = keys.source_key(recipe.frame.model.source)
-        code = store.source_digest(plugins.source("families", family))
-        model = [family, source, list(work.data.labels)]
-        return store.digest({**common, "model": model, "code": code})
+        model = recipe.frame.model
+        return store.digest({**common, "model": _source_key(model.family, model.source), "labels": [*work.data.labels]})
     assert node.parent is not None
     reads = {name: _digest(work, node, name) for name in node.step.reads()}
-    code = store.source_digest(plugins.source("methods", node.step.use))
-    step = node.step.model_dump(mode="json")
-    inputs: dict[str, Json] = {"input": keys.network_key(work.at(node.parent)), "reads": reads}
-    if sources := node.step.sources():
-        inputs["sources"] = [keys.source_key(where) for where in sources]
-    return store.digest({**common, **inputs, "step": step, "code": code})
+    inputs: dict[str, Json] = {
+        "input": keys.network_key(work.at(node.parent)),
+        "reads": reads,
+        "sources": [_source_key(family, where) for family, where in node.step.sources()],
+    }
+    step = placeless(node.step.model_dump(mode="json"))  # what lies at its sources counts, not where they are
+    return store.digest({**common, **inputs, "step": step, "code": _code(work, node)})
+
+
+def _source_key(family: str, where: str | Mapping[str, Json]) -> Json:
+    return [family, plugins.digest("families", family), keys.source_key(where)]
+
+
+def _code(work: Run, node: Node) -> Json:
+    """Return the hashes of what decides what a step does: its method, and the family of the network it changes."""
+    assert node.step is not None
+    assert node.parent is not None
+    family = str(saved.read_header(work.at(node.parent))["family"])
+    return [plugins.digest("methods", node.step.use), plugins.digest("families", family)]
 
 
 def _step(work: Run, node: Node) -> None:
@@ -152,12 +165,11 @@ def _once(
 ) -> Path:
     """Return the folder that `make` fills once for all branches: keyed by what it is made from, never by a branch."""
     plain = {k: v.digest if isinstance(v, Network) else v for k, v in parts.items()}
-    assert node.step is not None
-    code = store.source_digest(plugins.source("methods", node.step.use))
-    common = {"data": work.data.digest, "seed": work.recipe.frame.seed, "conditions": work.conditions}
-    key = store.digest({"what": what, "parts": plain, "code": code, **common})
+    common = {"what": what, "parts": plain, "data": work.data.digest, "seed": work.recipe.frame.seed}
+    key = store.digest({**common, "code": _code(work, node), "conditions": work.conditions})
+    seed = int(store.digest(common)[:8], 16)  # neither versions nor a comment in the code draw other samples
     folder = work.folder / "shared" / f"{what}-{key[:16]}"
-    return store.made_once(folder, key, lambda out: make(out, int(key[:8], 16)), work.old)
+    return store.made_once(folder, key, lambda out: make(out, seed), work.old)
 
 
 def _assets(work: Run) -> Path | None:

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgetl import artifact, bundle, plugins, store
+from edgetl import artifact, bundle, comparison, plugins, store
 from edgetl.artifact import Trial, torch_answers
 from edgetl.data._fields import ImageFields, TextFields, image_operations, text_operations
 from edgetl.dataset import open_data
-from edgetl.errors import BadInput, EdgetlError
+from edgetl.errors import BadInput, EdgetlError, GateMissed
 from edgetl.golden import write_npz
 from edgetl.network import keys, saved
 from edgetl.network import network as networks
@@ -28,7 +28,6 @@ from edgetl.recipe.plan import read_plan
 from edgetl.recipe.read import Recipe, check
 from edgetl.recipe.schema import Target
 from edgetl.train.batches import Data
-from edgetl.types import Json
 
 PACKAGES = ("edgetl", "torch", "onnx", "onnxscript", "onnxruntime", "transformers")
 MADE_UP = 64
@@ -39,11 +38,25 @@ log = logging.getLogger("edgetl")
 
 @dataclass(frozen=True)
 class Place:
-    """Where one network's export goes, and the key of what it is made from."""
+    """Where one network's export goes, and the key of what all its files are made from."""
 
+    name: str
     out: Path  # base.onnx, logits
     bundles: Path  # a folder per target below it
     key: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to make, and the hash of the recipe reduced to it, "" where there is no recipe."""
+
+    target: Target
+    recipe: str
+
+    @property
+    def folder(self) -> str:
+        """The name of its bundle's folder, and of its notes."""
+        return f"{self.target.use}-{self.target.precision}"
 
 
 def export(where: Path, targets: Sequence[str] = ()) -> list[Path]:
@@ -53,7 +66,7 @@ def export(where: Path, targets: Sequence[str] = ()) -> list[Path]:
 
     Raises:
         BadInput: the folder is neither, or a target is not known.
-        GateMissed: an exported file does not equal its network; its bundle is not written.
+        GateMissed: exported files do not equal their networks; their bundles are not written, all others are.
 
     """
     if not saved.is_saved(where):
@@ -61,34 +74,54 @@ def export(where: Path, targets: Sequence[str] = ()) -> list[Path]:
     with store.locked(where):
         store.sweep(where)
         if saved.is_saved(where):
-            chosen = [plugins.find("targets", name)() for name in targets or ("onnx",)]
-            return _one(where, chosen)
+            return _one(where, [Job(plugins.find("targets", name)(), "") for name in targets or ("onnx",)])
         recipe = _recipe(where)
         torch.set_num_threads(recipe.frame.threads or len(os.sched_getaffinity(0)))  # as in training: sums depend on it
         wanted = [t for t in recipe.targets if not targets or t.use in targets]
         if unknown := set(targets) - {t.use for t in wanted}:
             fix = f"the recipe names: {', '.join(t.use for t in recipe.targets)}"
             raise BadInput(f"the recipe does not name the target {min(unknown)}", fix=fix)
-        trial = _trial(recipe, where)
-        made = []
-        for name, node in recipe.names().items():
-            folder = where / node.folder
-            if not saved.is_saved(folder):
-                fix = f"edgetl compress --recipe {where}/recipe.yaml"
-                raise BadInput(f"step '{node.name}' is not finished", fix=fix)
-            place = Place(where / "students" / name, where / "bundles" / name, _key(folder, trial, recipe.digest(node)))
-            facts = {"name": name, "provenance": {"recipe_sha256": recipe.digest(node)}}
-            made += _exports(folder, trial, wanted, place, facts)
-        return made
+        return _all(recipe, where, wanted)
 
 
-def _one(folder: Path, targets: Sequence[Target]) -> list[Path]:
+def judge(where: Path) -> None:
+    """Check the exported files of a run against the gates that need no device; a single network has none.
+
+    Raises:
+        GateMissed: it names every file that misses one, the gate, the value and the limit.
+
+    """
+    if not saved.is_saved(where):
+        comparison.judge(where, read_plan(where))
+
+
+def _all(recipe: Recipe, run: Path, targets: Sequence[Target]) -> list[Path]:
+    """Export the reference and every student; what cannot be shipped is told when all others are done."""
+    trial = _trial(recipe, run)
+    made: list[Path] = []
+    missed: list[GateMissed] = []
+    for name, node in recipe.names().items():
+        folder = run / node.folder
+        if not saved.is_saved(folder):
+            fix = f"edgetl compress --recipe {run}/recipe.yaml"
+            raise BadInput(f"step '{node.name}' is not finished", fix=fix)
+        place = Place(name, run / "students" / name, run / "bundles" / name, _key(folder, trial))
+        try:
+            made += _exports(folder, trial, [Job(t, recipe.digest(node, t)) for t in targets], place)
+        except GateMissed as e:
+            missed.append(e)
+    if missed:
+        raise GateMissed("; ".join(e.problem for e in missed), fix=missed[0].fix)
+    return made
+
+
+def _one(folder: Path, jobs: Sequence[Job]) -> list[Path]:
     """Export a network that comes without data: compared with torch on made-up inputs, its accuracy unknown."""
     log.warning("%s has no data: the file is compared with torch on made-up inputs, its accuracy is not known", folder)
-    net = networks.load(folder)
-    trial = _made_up(net, folder)
-    place = Place(folder / "export", folder / "bundles" / "network", _key(folder, trial, ""))
-    return _exports(folder, trial, targets, place, {"name": "network", "provenance": {"recipe_sha256": ""}})
+    trial = _made_up(networks.load(folder), folder)
+    return _exports(
+        folder, trial, jobs, Place("network", folder / "export", folder / "bundles" / "network", _key(folder, trial))
+    )
 
 
 def _made_up(net: Network, folder: Path) -> Trial:
@@ -134,42 +167,47 @@ def _trial(recipe: Recipe, run: Path) -> Trial:
     return Trial(prepared.preprocess(), heads, prepared.y[rows], tuple(golden.tolist()), raw, tokens, prepared.digest)
 
 
-def _exports(folder: Path, trial: Trial, targets: Sequence[Target], place: Place, facts: Json) -> list[Path]:
+def _exports(folder: Path, trial: Trial, jobs: Sequence[Job], place: Place) -> list[Path]:
     """Export one network for every target."""
-    folders = {f"{t.use}-{t.precision}": t for t in targets}
-    missing = {name: t for name, t in folders.items() if not _finished(place, name)}
-    log.info("export of %s: %s", facts["name"], "running" if missing else "finished before")
+    missing = [job for job in jobs if not _finished(place, job)]
+    log.info("export of %s: %s", place.name, "running" if missing else "finished before")
     if missing:
         net = networks.load(folder)
         _base(net, trial, place)
-        for name, target in missing.items():
-            artifact.make(net, trial, target, place.out, place.bundles / name, facts)
-            store.stamp(place.out / f"{name}.json", place.key, _files(place, name))
-    return [place.bundles / name for name in folders]
+        for job in missing:
+            facts = {"name": place.name, "provenance": {"recipe_sha256": job.recipe}}
+            artifact.make(net, trial, job.target, place.out, place.bundles / job.folder, facts)
+            store.stamp(place.out / f"{job.folder}.json", _job_key(place, job), _files(place, job))
+    return [place.bundles / job.folder for job in jobs]
 
 
-def _key(folder: Path, trial: Trial, recipe: str) -> str:
-    """Return the hash of all that an export is made from, the code included."""
+def _key(folder: Path, trial: Trial) -> str:
+    """Return the hash of all that every file of a network is made from, the code included."""
     here = Path(artifact.__file__).parent
-    code = [store.file_digest(here / name) for name in ("artifact.py", "network/to_onnx.py", "targets/onnx.py")]
+    code = [store.file_digest(here / name) for name in ("artifact.py", "network/to_onnx.py")]
     versions = {p: version(p) for p in PACKAGES}
     golden = [list(trial.golden), trial.raw is not None]
-    return store.digest([keys.network_key(folder), trial.digest, golden, code, versions, recipe])
+    return store.digest([keys.network_key(folder), trial.digest, golden, code, versions])
 
 
-def _finished(place: Place, name: str) -> bool:
-    if not store.stamped(place.out / f"{name}.json", place.key, _files(place, name)):
+def _job_key(place: Place, job: Job) -> str:
+    target = job.target
+    return store.digest([place.key, target.use, target.precision, plugins.digest("targets", target.use), job.recipe])
+
+
+def _finished(place: Place, job: Job) -> bool:
+    if not store.stamped(place.out / f"{job.folder}.json", _job_key(place, job), _files(place, job)):
         return False
     try:
-        bundle.open_bundle(place.bundles / name)
+        bundle.open_bundle(place.bundles / job.folder)
     except EdgetlError as e:
-        log.warning("%s: %s; it is made again", place.bundles / name, e.problem)
+        log.warning("%s: %s; it is made again", place.bundles / job.folder, e.problem)
         return False
     return True
 
 
-def _files(place: Place, name: str) -> list[Path]:
-    return [place.bundles / name / "SHA256SUMS", place.out / f"{name}.npy", place.out / "logits.npy"]
+def _files(place: Place, job: Job) -> list[Path]:
+    return [place.bundles / job.folder / "SHA256SUMS", place.out / f"{job.folder}.npy", place.out / "logits.npy"]
 
 
 def _base(net: Network, trial: Trial, place: Place) -> None:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgetl import comparison, gates, measurement, rounds, store
 from edgetl import device as devices
-from edgetl import gates, measurement, rounds, store
 from edgetl.bundle import open_bundle, read_golden
 from edgetl.device import Device
 from edgetl.errors import BadHost, BadInput, EdgetlError, GateMissed
@@ -108,11 +108,11 @@ def run_bundles(run: Path) -> list[Path]:
     return found
 
 
-def judge(measurements: Sequence[Measurement], gate: str | None = None) -> None:
-    """Check measurements against limits such as "p90_ms=12,peak_mb=200", on the pessimistic ends.
+def judge(where: Sequence[Path], measurements: Sequence[Measurement], gate: str | None = None) -> None:
+    """Check measurements against limits such as "p90_ms=12,peak_mb=200", and what their recipes set.
 
     Raises:
-        GateMissed: one is above its limit.
+        GateMissed: one is above its limit, on the pessimistic end.
         BadHost: one is invalid.
 
     """
@@ -126,6 +126,8 @@ def judge(measurements: Sequence[Measurement], gate: str | None = None) -> None:
             why = ", ".join(m.noise.flags) or "the median is too uncertain"
             fix = "stop other programs, cool the machine, and measure again"
             raise BadHost(f"the measurement of {m.bundle.name} on {m.device.profile} is invalid: {why}", fix=fix)
+    for run in (path for path in where if (path / "plan.json").is_file()):
+        comparison.judge(run, read_plan(run), measurements[0].device.profile)
 
 
 def limits(gate: str | None) -> dict[str, float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgetl import __version__, comparison, store
+from edgetl import __version__, comparison, gates, store
 from edgetl.comparison import Row
 from edgetl.errors import BadInput, GateMissed
 from edgetl.gates import Verdict
@@ -128,7 +128,7 @@ def _missed(students: Sequence[Row], device: str | None, missing: Sequence[str])
     if all(v.kept is None for v in closest):
         fix = f"run `edgetl profile` on {device} while it is idle" if device else "run `edgetl export` again"
     else:
-        fix = "cut less or train longer for accuracy, cut more for time and memory, or relax the limit in the recipe"
+        fix = gates.REMEDY
     return GateMissed(f"no student keeps every limit{where}; {title} misses {'; '.join(map(str, closest))}", fix=fix)
 
 

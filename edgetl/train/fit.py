@@ -77,6 +77,8 @@ def fit(
         if accelerator.is_main_process:
             checkpoint.save(folder, key, lesson, prepared, logs)
         accelerator.wait_for_everyone()
+        text = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in logs[-1].items())
+        _say(loop, (epoch + 1) * loop.steps, text)  # said once it cannot be lost any more
     if accelerator.is_main_process:
         store.remove(folder)
     lesson.to("cpu").eval()
@@ -106,7 +108,6 @@ def _epoch(loop: Loop, epoch: int) -> dict[str, float]:
             said = time.monotonic()
             _say(loop, epoch * loop.steps + i + 1, f"step {i + 1}/{loop.steps}")
     result = {name: value / len(rows) for name, value in sums.items()} | _validate(loop)
-    _say(loop, (epoch + 1) * loop.steps, "  ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in result.items()))
     if not all(math.isfinite(value) for value in result.values()):
         raise _diverged(epoch, loop.steps, loop.schedule)
     return result

@@ -249,9 +249,9 @@ def test_verdicts(
     assert (m.noise.flags, m.verdict) == ([flag] if flag else [], verdict)
     if verdict == "invalid":
         with pytest.raises(BadHost, match="invalid"):
-            judge([m])
+            judge([], [m])
     with pytest.raises(GateMissed, match="size_mb"):
-        judge([m], "size_mb=0.000001")
+        judge([], [m], "size_mb=0.000001")
 
 
 def test_steady_state() -> None:

@@ -59,7 +59,9 @@ def test_the_order_of_values_changes_nothing(values: list[float], random: object
     a, b = (recipe(DENSE, {"use": "optin", "keep_macs": v}) for v in (values, mixed))
     seeds = [{n.folder: n.seed(a.frame.seed) for n in r.nodes} for r in (a, b)]
     assert seeds[0] == seeds[1]
-    assert {n.branch: a.digest(n) for n in a.students} == {n.branch: b.digest(n) for n in b.students}
+    assert {n.branch: a.digest(n, a.targets[0]) for n in a.students} == {
+        n.branch: b.digest(n, b.targets[0]) for n in b.students
+    }
 
 
 def test_seeds_differ_between_steps_branches_and_recipes() -> None:

@@ -142,6 +142,6 @@ def test_the_hash_of_a_recipe_says_nothing_of_where_files_lie(file: Path) -> Non
     for folder in ("/a", "/elsewhere/b"):
         sets = ["data.use=image_folder", f"data.root={folder}/pets", f"model.source={folder}/vit"]
         recipe = read(file, sets)
-        found.add(recipe.digest(recipe.students[0]))
+        found.add(recipe.digest(recipe.students[0], recipe.targets[0]))
     assert len(found) == 1
-    assert recipe.digest(recipe.students[1]) not in found
+    assert recipe.digest(recipe.students[1], recipe.targets[0]) not in found

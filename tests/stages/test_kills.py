@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 from tests.stages.conftest import Write, files
 
 MOMENTS = (

@@ -51,7 +51,7 @@ class Optin(Step):
     """Cut attention heads and FFN neurons down to a share of the MACs, in one shot."""
 
     use: Literal["optin"] = "optin"
-    keep_macs: Branches[Share] = 0.6  # of the MACs of this step's input, stem and head included
+    keep_macs: Branches[Share] = 0.6  # share to keep of the MACs of this step's input, stem and head included
     samples: int = Field(128, ge=1)  # training samples to score with, labels unused
     lambda_c: float = Field(0.1, ge=0)  # weight of the output's distortion beside the trajectory's
     tokens: int = Field(768, ge=1)  # positions that the trajectory's distortion compares
@@ -59,6 +59,11 @@ class Optin(Step):
 
     cuts: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({"trained"})
+    shared: ClassVar[bool] = True
+
+    def passes(self, rows: int, units: int) -> float:
+        """Return about how many forward passes the scores cost: a silent unit runs half of the blocks again."""
+        return 0.5 * self.samples * units
 
     def run(self, net: Network, ctx: Context) -> Network:
         """Return the network without its least important units.
