@@ -9,6 +9,22 @@ from typing import Annotated
 import typer
 
 from edgetl import console
+from edgetl.cli_flags import (
+    AsJson,
+    DeviceName,
+    DryRun,
+    Judged,
+    Out,
+    Plugins,
+    Quiet,
+    RecipeName,
+    RecipeOption,
+    RunFolder,
+    Seed,
+    Sets,
+    Verbose,
+)
+from edgetl.cli_lists import GROUPS
 from edgetl.errors import EXIT_CODES, EdgetlError
 
 app = typer.Typer(
@@ -16,26 +32,8 @@ app = typer.Typer(
     epilog=EXIT_CODES, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
-recipes_app = typer.Typer(help="The shipped recipes, and whether a recipe is right.", no_args_is_help=True)
-devices_app = typer.Typer(help="The devices that recipes may name budgets for.", no_args_is_help=True)
-runs_app = typer.Typer(help="The run folders below ./runs.", no_args_is_help=True)
-methods_app = typer.Typer(help="The methods that a recipe's steps may use.", invoke_without_command=True)
-for _name, _sub in (("recipes", recipes_app), ("devices", devices_app), ("runs", runs_app), ("methods", methods_app)):
-    app.add_typer(_sub, name=_name)
-
-RecipeName = Annotated[str, typer.Argument(help="a recipe's file, or the name of a shipped one")]
-RecipeOption = Annotated[str, typer.Option("--recipe", help="a recipe's file, or the name of a shipped one")]
-Out = Annotated[Path | None, typer.Option("--out", help="run folder (default: runs/<name>)")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="override: steps.optin.keep_macs=0.5; repeatable")]
-Seed = Annotated[int | None, typer.Option("--seed", help="in place of the recipe's seed")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be made, and make nothing")]
-AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="more of the log")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="only warnings and errors")]
-Plugins = Annotated[Path | None, typer.Option("--plugins", help="folder with methods/, families/ ... of your own")]
-Judged = Annotated[bool, typer.Option("--judge/--no-judge", help="exit 3 when a gate or budget is missed")]
-DeviceName = Annotated[str, typer.Option("--device", help="a device of `edgetl devices list`, or a device file")]
-RunFolder = Annotated[Path | None, typer.Argument(help="a run, bundle or saved network (default: the newest run)")]
+for _name, _group in GROUPS.items():
+    app.add_typer(_group, name=_name)
 
 
 @app.command()
@@ -171,94 +169,6 @@ def doctor(target: Annotated[str | None, typer.Option(help="look closely at one 
         console.show(console.rows("doctor", columns, [(f.what, f.found, f.state, f.fix) for f in found]))
     if any(f.state == "broken" for f in found):
         raise typer.Exit(4)
-
-
-@recipes_app.command("list")
-def recipes_list(as_json: AsJson = False) -> None:
-    """List the shipped recipes."""
-    from edgetl import listing
-
-    console.show_lines("recipes", ("name", "what it makes"), listing.recipes(), as_json)
-
-
-@recipes_app.command("show")
-def recipes_show(name: RecipeName) -> None:
-    """Print a recipe."""
-    from edgetl.recipe.load import find
-
-    print(find(name).read_text(encoding="utf-8"), end="")
-
-
-@recipes_app.command("copy")
-def recipes_copy(name: RecipeName, to: Annotated[Path, typer.Argument(help="the new file")]) -> None:
-    """Copy a recipe, to change it."""
-    from edgetl.listing import copy_recipe
-
-    print(copy_recipe(name, to))
-
-
-@recipes_app.command("check")
-def recipes_check(names: Annotated[list[str] | None, typer.Argument(help="recipes (default: all shipped)")] = None,
-                  sets: Sets = None, as_json: AsJson = False, plugins: Plugins = None) -> None:  # fmt: skip
-    """Check recipes without running them: every error at once, and what the user still has to give."""
-    console.start(verbose=False, quiet=False, plugins=plugins)
-    from edgetl import listing
-
-    lines = listing.check_recipes(names or (), sets or ())
-    console.show_lines("recipes", ("recipe", "students", "still to give"), lines, as_json)
-
-
-@devices_app.command("list")
-def devices_list(as_json: AsJson = False) -> None:
-    """List the shipped devices."""
-    from edgetl import listing
-
-    lines = listing.devices()
-    console.show_lines("devices", ("name", "kind", "processor", "threads"), lines, as_json)
-
-
-@devices_app.command("show")
-def devices_show(name: Annotated[str, typer.Argument(help="a device; 'local' is this machine, probed now")]) -> None:
-    """Print a device file."""
-    from edgetl.listing import show_device
-
-    print(show_device(name), end="")
-
-
-@methods_app.callback()
-def methods(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the methods."""
-    if context.invoked_subcommand is None:
-        from edgetl import listing
-
-        lines = listing.methods()
-        console.show_lines("methods", ("name", "what it does"), lines, as_json)
-
-
-@methods_app.command("show")
-def methods_show(name: Annotated[str, typer.Argument(help="a method")], as_json: AsJson = False) -> None:
-    """Print the fields of a method, their defaults and what they mean."""
-    from edgetl import listing
-
-    lines = listing.fields(name)
-    console.show_lines("fields", ("field", "type", "default", "meaning"), lines, as_json)
-
-
-@runs_app.command("list")
-def runs_list(as_json: AsJson = False) -> None:
-    """List the run folders below ./runs."""
-    from edgetl import listing
-
-    lines = listing.runs(Path("runs"))
-    console.show_lines("runs", ("folder", "recipe", "students", "bundles", "MB"), lines, as_json)
-
-
-@runs_app.command("rm")
-def runs_rm(folder: Path, yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False) -> None:
-    """Delete a run folder."""
-    from edgetl.listing import remove_run
-
-    remove_run(folder, lambda: yes or (sys.stdin.isatty() and typer.confirm(f"delete {folder} and all in it?")))
 
 
 def _dry_run(path: Path, sets: list[str], folder: Path, as_json: bool) -> None:

@@ -1,0 +1,22 @@
+"""The flags and arguments that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipeName = Annotated[str, typer.Argument(help="a recipe's file, or the name of a shipped one")]
+RecipeOption = Annotated[str, typer.Option("--recipe", help="a recipe's file, or the name of a shipped one")]
+Out = Annotated[Path | None, typer.Option("--out", help="run folder (default: runs/<name>)")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="override: steps.optin.keep_macs=0.5; repeatable")]
+Seed = Annotated[int | None, typer.Option("--seed", help="in place of the recipe's seed")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print what would be made, and make nothing")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="more of the log")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="only warnings and errors")]
+Plugins = Annotated[Path | None, typer.Option("--plugins", help="folder with methods/, families/ ... of your own")]
+Judged = Annotated[bool, typer.Option("--judge/--no-judge", help="exit 3 when a gate or budget is missed")]
+DeviceName = Annotated[str, typer.Option("--device", help="a device of `edgetl devices list`, or a device file")]
+RunFolder = Annotated[Path | None, typer.Argument(help="a run, bundle or saved network (default: the newest run)")]

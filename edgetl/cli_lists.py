@@ -1,0 +1,106 @@
+"""The commands around the main ones: recipes, devices, methods and runs. [no torch, no logic]"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgetl import console
+from edgetl.cli_flags import AsJson, Plugins, RecipeName, Sets
+
+recipes_app = typer.Typer(help="The shipped recipes, and whether a recipe is right.", no_args_is_help=True)
+devices_app = typer.Typer(help="The devices that recipes may name budgets for.", no_args_is_help=True)
+runs_app = typer.Typer(help="The run folders below ./runs.", no_args_is_help=True)
+methods_app = typer.Typer(help="The methods that a recipe's steps may use.", invoke_without_command=True)
+GROUPS = {"recipes": recipes_app, "devices": devices_app, "runs": runs_app, "methods": methods_app}
+
+
+@recipes_app.command("list")
+def recipes_list(as_json: AsJson = False) -> None:
+    """List the shipped recipes."""
+    from edgetl import listing
+
+    console.show_lines("recipes", ("name", "what it makes"), listing.recipes(), as_json)
+
+
+@recipes_app.command("show")
+def recipes_show(name: RecipeName) -> None:
+    """Print a recipe."""
+    from edgetl.recipe.load import find
+
+    print(find(name).read_text(encoding="utf-8"), end="")
+
+
+@recipes_app.command("copy")
+def recipes_copy(name: RecipeName, to: Annotated[Path, typer.Argument(help="the new file")]) -> None:
+    """Copy a recipe, to change it."""
+    from edgetl.listing import copy_recipe
+
+    print(copy_recipe(name, to))
+
+
+@recipes_app.command("check")
+def recipes_check(names: Annotated[list[str] | None, typer.Argument(help="recipes (default: all shipped)")] = None,
+                  sets: Sets = None, as_json: AsJson = False, plugins: Plugins = None) -> None:  # fmt: skip
+    """Check recipes without running them: every error at once, and what the user still has to give."""
+    console.start(verbose=False, quiet=False, plugins=plugins)
+    from edgetl import listing
+
+    lines = listing.check_recipes(names or (), sets or ())
+    console.show_lines("recipes", ("recipe", "students", "still to give"), lines, as_json)
+
+
+@devices_app.command("list")
+def devices_list(as_json: AsJson = False) -> None:
+    """List the shipped devices."""
+    from edgetl import listing
+
+    lines = listing.devices()
+    console.show_lines("devices", ("name", "kind", "processor", "threads"), lines, as_json)
+
+
+@devices_app.command("show")
+def devices_show(name: Annotated[str, typer.Argument(help="a device; 'local' is this machine, probed now")]) -> None:
+    """Print a device file."""
+    from edgetl.listing import show_device
+
+    print(show_device(name), end="")
+
+
+@methods_app.callback()
+def methods(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the methods."""
+    if context.invoked_subcommand is None:
+        from edgetl import listing
+
+        lines = listing.methods()
+        console.show_lines("methods", ("name", "what it does"), lines, as_json)
+
+
+@methods_app.command("show")
+def methods_show(name: Annotated[str, typer.Argument(help="a method")], as_json: AsJson = False) -> None:
+    """Print the fields of a method, their defaults and what they mean."""
+    from edgetl import listing
+
+    lines = listing.fields(name)
+    console.show_lines("fields", ("field", "type", "default", "meaning"), lines, as_json)
+
+
+@runs_app.command("list")
+def runs_list(as_json: AsJson = False) -> None:
+    """List the run folders below ./runs."""
+    from edgetl import listing
+
+    lines = listing.runs(Path("runs"))
+    console.show_lines("runs", ("folder", "recipe", "students", "bundles", "MB"), lines, as_json)
+
+
+@runs_app.command("rm")
+def runs_rm(folder: Path, yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False) -> None:
+    """Delete a run folder."""
+    from edgetl.listing import remove_run
+
+    remove_run(folder, lambda: yes or (sys.stdin.isatty() and typer.confirm(f"delete {folder} and all in it?")))
