@@ -232,7 +232,8 @@ def _sync(path: Path) -> None:
 
 
 def _space(error: OSError, path: Path) -> BaseException:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    short = error.errno is None and " requested and " in str(error)  # how numpy tells of a write that was cut short
+    if short or error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutOfResources(f"no space left for {path}", fix="free some disk space and run the same command again")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return BadHost(f"{path} cannot be written: {error.strerror}", fix="choose a writable folder with --out")

@@ -121,13 +121,13 @@ def judge(where: Sequence[Path], measurements: Sequence[Measurement], gate: str 
         for verdict in gates.judge_budget(limits(gate), facts, m.device.profile):
             if verdict.kept is False:
                 raise GateMissed(f"{m.bundle.name} misses {verdict}", fix="use a smaller student, or relax the limit")
+    for run in (path for path in where if (path / "plan.json").is_file()):
+        comparison.judge(run, read_plan(run), measurements[0].device.profile)
     for m in measurements:
         if m.verdict == "invalid":
             why = ", ".join(m.noise.flags) or "the median is too uncertain"
             fix = "stop other programs, cool the machine, and measure again"
             raise BadHost(f"the measurement of {m.bundle.name} on {m.device.profile} is invalid: {why}", fix=fix)
-    for run in (path for path in where if (path / "plan.json").is_file()):
-        comparison.judge(run, read_plan(run), measurements[0].device.profile)
 
 
 def limits(gate: str | None) -> dict[str, float]:
