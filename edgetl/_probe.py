@@ -10,6 +10,7 @@ import gc
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -31,10 +32,13 @@ if TYPE_CHECKING:
 Buffer: TypeAlias = NDArray[np.int64]
 
 SAMPLES = 1 << 16
-"""Most samples of one process."""
+"""Most samples of one process, unless the job says otherwise."""
 
 BLOCK_N, BLOCK_NS = 5, 100_000_000
 """Least inferences and nanoseconds of one block of the warm-up."""
+
+BATCHES = 4
+"""Most distinct batches of several inputs: their memory is ours, not the artifact's."""
 
 SAME = 1e-5
 """Largest change of an answer within one process, relative to the largest logit."""
@@ -56,6 +60,9 @@ class Job:
     window_n: int
     cap_s: float
     steady: bool  # test that the warm-up reached a steady state
+    batch: int = 1
+    most: int = SAMPLES
+    limit: int | None = None  # bytes of memory that its control group allows
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class Window:
     others: int  # runnable processes and threads besides this one, half-way
     seconds: float
     switches: int  # involuntary
+    window_ns: int  # when it began, on the clock that all processes share
 
 
 def main() -> None:
@@ -86,12 +94,14 @@ def _fail(out: int, error: EdgetlError) -> NoReturn:
 
 
 def _measure(job: Job, out: int) -> None:
+    _end_with_parent()
     if job.cpus is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, job.cpus)
     runtime = _import_runtime(job.target)
     base = _status("VmRSS")
-    feeds = _feeds(Path(job.inputs))
-    wall, cpu = np.ones(SAMPLES, np.int64), np.ones(SAMPLES, np.int64)  # touched, so that the run adds nothing of ours
+    feeds = _feeds(Path(job.inputs), job.batch)
+    # Touched, so that the run adds nothing of ours.
+    wall, cpu = np.ones(job.most, np.int64), np.ones(job.most, np.int64)
     held = _status("VmRSS") - base
     _reset_peak()
     _say(out, {"phase": "load"})
@@ -113,16 +123,19 @@ def _measure(job: Job, out: int) -> None:
         "load_ns": loaded - start,
         "first_ns": done - before,
         "process_ns": done - job.started_ns,
-        "base": base,
-        "load_peak": load_peak - base - held,
-        "peak": peak - base - held,
-        "steady_rss": steady_rss - base - held,
         "warm": warm,
         "steady": steady,
-        "growth": peak / window.middle - 1 if window.middle else 0.0,
     }
-    _say(out, {"phase": "done", **facts, **_samples(wall, cpu, window)})
+    memory = {"base": base, **_beyond(base + held, load_peak=load_peak, peak=peak, steady_rss=steady_rss)}
+    memory["growth"] = peak / window.middle - 1 if window.middle else 0.0
+    _say(out, {"phase": "done", **facts, **memory, **_samples(wall, cpu, window)})
     session.close()
+
+
+def _beyond(ours: int, **sizes: int) -> dict[str, Json]:
+    """Return sizes in bytes without what is ours; and what the process shares and does not."""
+    shares = {"pss": _rollup("Pss"), "private_dirty": _rollup("Private_Dirty")}
+    return {**{name: size - ours for name, size in sizes.items()}, **shares}
 
 
 def _samples(wall: Buffer, cpu: Buffer, window: Window) -> dict[str, Json]:
@@ -140,12 +153,13 @@ def _import_runtime(target: str) -> str:
     return runtime
 
 
-def _feeds(path: Path) -> list[Feed]:
-    """Return the inputs as batches of one."""
+def _feeds(path: Path, batch: int) -> list[Feed]:
+    """Return batches of the inputs, each begun with another one; where they are few, they repeat within a batch."""
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     n = len(next(iter(arrays.values())))
-    return [{name: np.ascontiguousarray(values[i : i + 1]) for name, values in arrays.items()} for i in range(n)]
+    rows = [np.arange(i, i + batch) % n for i in range(n if batch == 1 else min(n, BATCHES))]
+    return [{name: np.ascontiguousarray(values[row]) for name, values in arrays.items()} for row in rows]
 
 
 def _warm(session: Session, feeds: Sequence[Feed], job: Job, buffer: Buffer) -> tuple[int, bool | None]:
@@ -199,7 +213,8 @@ def _window(session: Session, feeds: Sequence[Feed], job: Job, wall: Buffer, cpu
         if not middle and now - start > (wanted - start) // 2:
             middle, others = _status("VmHWM"), _others()
     gc.enable()
-    return Window(n, middle, others, (now - start) / 1e9, _status_count("nonvoluntary_ctxt_switches") - switches)
+    switched = _status_count("nonvoluntary_ctxt_switches") - switches
+    return Window(n, middle, others, (now - start) / 1e9, switched, start)
 
 
 def _same_answers(first: Feed, last: Feed) -> None:
@@ -216,6 +231,15 @@ def _reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5", "ascii")
     except OSError:
         return  # the peak then includes the imports, which is above the truth, never below
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process when the one that waits for it dies, however that happens."""
+    if sys.platform == "linux":
+        import ctypes
+
+        set_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
 
 
 def _others() -> int:
@@ -236,6 +260,15 @@ def _status_count(key: str) -> int:
     except OSError as e:
         raise BadHost("this system has no /proc, where memory is read", fix="profile on Linux") from e
     return next((int(line.split()[1]) for line in text.splitlines() if line.startswith(f"{key}:")), 0)
+
+
+def _rollup(key: str) -> int | None:
+    """Return a size from /proc/self/smaps_rollup in bytes; None where the kernel keeps none."""
+    try:
+        text = Path("/proc/self/smaps_rollup").read_text("ascii", "replace")
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(f"{key}:")), None)
 
 
 def _say(out: int, value: Json) -> None:

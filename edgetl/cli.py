@@ -10,10 +10,16 @@ import typer
 
 from edgetl import console
 from edgetl.cli_flags import (
+    Against,
     AsJson,
+    Attach,
+    Baseline,
     DeviceName,
     DryRun,
     Judged,
+    Limit,
+    MeasurementsOut,
+    ModeName,
     Out,
     Plugins,
     Quiet,
@@ -22,6 +28,7 @@ from edgetl.cli_flags import (
     RunFolder,
     Seed,
     Sets,
+    Throughput,
     Verbose,
 )
 from edgetl.cli_lists import GROUPS
@@ -124,22 +131,34 @@ def verify(where: RunFolder = None,
 
 @app.command()
 def profile(where: Annotated[list[Path] | None, typer.Argument(help="a run, or bundles (default: newest run)")] = None,
-            device: DeviceName = "local",
+            device: DeviceName = "local", mode: ModeName = "standard", baseline: Baseline = None,
+            throughput: Throughput = False, against: Against = None, out: MeasurementsOut = None,
+            limit: Limit = None, attach: Attach = None,
             gate: Annotated[str | None, typer.Option(help="limits: p90_ms=12,peak_mb=200")] = None,
             fresh: Annotated[bool, typer.Option("--fresh", help="measure again what is measured")] = False,
             judged: Judged = True, as_json: AsJson = False, verbose: Verbose = False, quiet: Quiet = False,
             plugins: Plugins = None) -> None:  # fmt: skip
     """Measure latency, memory and cold start on a device, interleaved, in processes of their own, without torch."""
     console.start(verbose, quiet, plugins)
-    from edgetl.stages.profile import judge, profile_all, table
+    from edgetl import measured
+    from edgetl.measurement import read
+    from edgetl.rounds import mode_named
+    from edgetl.stages.profile import Request, judge, profile_all
     from edgetl.stages.run import newest
 
-    folders = where or [newest(None)]
-    measurements = profile_all(folders, device, fresh=fresh, gate=gate)
+    folders, old = where or ([] if attach else [newest(None)]), read(against) if against else None
+    request = Request(mode_named(mode), 0, baseline, out, gate, fresh, throughput, limit, attach)
+    measurements = profile_all(folders, device, request)
+    ratios = measured.against(measurements, old) if old else []
     if as_json:
-        console.show_json({"measurements": [m.to_json() for m in measurements]})
+        found = {"measurements": [m.to_json() for m in measurements]}
+        console.show_json(found | ({"against": [one.to_json() for one in ratios]} if old else {}))
     else:
-        console.show(table(measurements))
+        console.show(measured.table(measurements))
+        if ratios:
+            console.show(console.rows("across runs", measured.ACROSS, [one.cells() for one in ratios]))
+    for one in ratios:
+        one.require()
     if judged:
         judge(folders, measurements, gate)
 

@@ -18,5 +18,18 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="more of the log"
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="only warnings and errors")]
 Plugins = Annotated[Path | None, typer.Option("--plugins", help="folder with methods/, families/ ... of your own")]
 Judged = Annotated[bool, typer.Option("--judge/--no-judge", help="exit 3 when a gate or budget is missed")]
-DeviceName = Annotated[str, typer.Option("--device", help="a device of `edgetl devices list`, or a device file")]
+DeviceName = Annotated[
+    str, typer.Option("--device", help="a name of `edgetl devices list`, a device file, or ssh://user@host")
+]
 RunFolder = Annotated[Path | None, typer.Argument(help="a run, bundle or saved network (default: the newest run)")]
+ModeName = Annotated[str, typer.Option("--mode", help="quick (seconds), standard (minutes) or certify (longer)")]
+Against = Annotated[Path | None, typer.Option("--against", help="compare with a measurement file of another run")]
+Throughput = Annotated[bool, typer.Option("--throughput", help="items per second too, at batches 1, 2, 4 ...")]
+Baseline = Annotated[
+    Path | None, typer.Option("--baseline", help="bundle to compare with (default: the reference, or the first bundle)")
+]
+MeasurementsOut = Annotated[
+    Path | None, typer.Option("--out", help="keep measurements of bundles here; those of a run are kept in its folder")
+]
+Limit = Annotated[str | None, typer.Option("--limit", help="a smaller device: memory=512MB,cpus=1")]
+Attach = Annotated[str | None, typer.Option("--attach", help="collect a run whose link to the device was lost")]

@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from edgetl import console
-from edgetl.cli_flags import AsJson, Plugins, RecipeName, Sets
+from edgetl.cli_flags import AsJson, DeviceName, Plugins, Quiet, RecipeName, Sets, Verbose
+
+DeviceFile = Annotated[Path | None, typer.Option("--out", help="the new device file (default: ./NAME.yaml)")]
 
 recipes_app = typer.Typer(help="The shipped recipes, and whether a recipe is right.", no_args_is_help=True)
 devices_app = typer.Typer(help="The devices that recipes may name budgets for.", no_args_is_help=True)
@@ -68,6 +70,44 @@ def devices_show(name: Annotated[str, typer.Argument(help="a device; 'local' is 
     from edgetl.listing import show_device
 
     print(show_device(name), end="")
+
+
+@devices_app.command("probe")
+def devices_probe(out: DeviceFile = None,
+                  name: Annotated[str, typer.Option("--name", help="what to call it")] = "local") -> None:  # fmt: skip
+    """Write a device file for this machine; nothing is timed."""
+    from edgetl.device_file import write_probed
+
+    print(write_probed(out, name))
+
+
+@devices_app.command("calibrate")
+def devices_calibrate(device: DeviceName = "local", out: DeviceFile = None, as_json: AsJson = False,
+                      verbose: Verbose = False, quiet: Quiet = False) -> None:  # fmt: skip
+    """Measure what this machine can do at best, for one to two minutes, and write it as a device file."""
+    console.start(verbose, quiet, None)
+    from edgetl.device import load_device
+    from edgetl.device_file import free_place, write_calibrated
+    from edgetl.stages.calibrate import calibrate, lines
+
+    machine = load_device(device)
+    path = free_place(out, machine.name)
+    found = calibrate(machine)
+    write_calibrated(found, path)
+    if as_json:
+        return console.show_json({"file": str(path), "device": found.model_dump(mode="json", by_alias=True)})
+    return console.show_lines(f"written to {path}", ("quantity", "value", "95 %", "unit"), lines(found), False)
+
+
+@devices_app.command("trust")
+def devices_trust(host: Annotated[str, typer.Argument(help="user@host:port, or a device with an ssh link")],
+                  as_json: AsJson = False) -> None:  # fmt: skip
+    """Print the fingerprints of a device's ssh keys, to compare before you trust them."""
+    from edgetl.trust import address, advice, fingerprints
+
+    at = address(host)
+    console.show_lines("keys", ("bits", "fingerprint", "kind"), fingerprints(at), as_json)
+    print(advice(at), file=sys.stderr)
 
 
 @methods_app.callback()

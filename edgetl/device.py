@@ -5,9 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
 import platform
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -15,19 +13,27 @@ from typing import Annotated, Any, Literal, TypeAlias
 import psutil
 from pydantic import Field, ValidationError, field_validator
 
-from edgetl import shipped
+from edgetl import machine, shipped
 from edgetl.errors import BadHost, BadInput, BadInputs
 from edgetl.plugins import nearest
 from edgetl.recipe import yaml12
 from edgetl.strict import Strict
 
+cpu_model, governor, usable_cpus = machine.cpu_model, machine.governor, machine.usable_cpus
+"""What the kernel says of this machine."""
+
 LOCAL = "local"
 """The name of this machine, probed."""
+
+NAME = r"^[a-z0-9][a-z0-9.-]*$"
+"""What a device may be called: it names folders."""
 
 LEAST_MEMORY = 16_000_000
 """Below this budget in bytes there is no operating system to run a bundle on."""
 
 Count: TypeAlias = Annotated[int, Field(ge=1)]
+Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Peak: TypeAlias = Annotated[str, Field(pattern=r"^((fp32|tf32|fp16|bf16|fp8)_gflops|(int8|int4)_gops)$")]
 
 
 class Arch(Strict):
@@ -36,6 +42,7 @@ class Arch(Strict):
     isa: str
     cpu: str = ""
     features: tuple[str, ...] = ()
+    cache_bytes: Count | None = None  # of the last level
 
 
 class Runtime(Strict):
@@ -51,6 +58,7 @@ class Memory(Strict):
     """Bytes of main memory, and how many of them one model may take."""
 
     total_bytes: Count
+    limit_bytes: Count | None = None  # enforced on every measuring process
     budget_bytes: Annotated[int, Field(ge=LEAST_MEMORY)] | None = None
     unified: bool = False
 
@@ -86,11 +94,22 @@ class Limits(Strict):
 
 
 class Roofline(Strict):
-    """The physical limit: peak rates by name and the memory's bandwidth."""
+    """The physical limit: dense peak rates by name, and what the memory and the runtime add."""
 
-    peak: dict[str, float] = Field(default_factory=dict)
-    bandwidth_gbs: float | None = Field(None, gt=0)
+    peak: dict[Peak, Positive] = Field(default_factory=dict)
+    bandwidth_gbs: Positive | None = None
+    cache_bandwidth_gbs: Positive | None = None  # of the last level
+    launch_us: Positive | None = None  # what the runtime spends on a node that does next to nothing
+    threads: Count | None = None  # that the rates hold for; absent: all of the device's
+    ci95: dict[str, tuple[float, float]] = Field(default_factory=dict)  # of what was measured, by name
     source: Literal["datasheet", "measured"]
+
+
+class Floor(Strict):
+    """The noise of this machine: what a comparison of a file with itself shows, and so the least that can be shown."""
+
+    aa_ratio_ci95: tuple[float, float]
+    mde: float = Field(ge=0)  # a share of the latency
 
 
 class TensorRT(Strict):
@@ -106,7 +125,7 @@ class Device(Strict):
     """Where an artifact runs, and with how many threads."""
 
     schema_: Literal["edgetl/device/1"] = Field("edgetl/device/1", alias="schema")
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")
+    name: str = Field(pattern=NAME)
     kind: Literal["cpu", "cuda", "jetson", "android"] = "cpu"
     arch: Arch
     link: str = Field("local://", pattern=r"^(local://|(ssh|adb|docker)://[A-Za-z0-9@._:/-]*)$")
@@ -121,6 +140,7 @@ class Device(Strict):
     thermal: Thermal = Thermal()
     limits: Limits = Limits()
     roofline: Roofline | None = None
+    noise: Floor | None = None
     tensorrt: TensorRT | None = None
     notes: str = ""
 
@@ -138,14 +158,21 @@ def names() -> tuple[str, ...]:
 
 
 def load_device(name: str) -> Device:
-    """Return a device by the path of its YAML file or by its name; `local` is this machine, probed.
+    """Return a device by the path of its YAML file, its name, or an address such as `ssh://user@host`.
+
+    `local` is this machine, probed; an address is the machine there, probed.
 
     Raises:
         BadInput: there is no such device, or its file is wrong; every wrong key is named.
+        BadHost, Refused: the machine at an address cannot be reached or is not the known one.
 
     """
     if name == LOCAL:
         return probe()
+    if "://" in name:
+        from edgetl.remote import reach  # which reads devices
+
+        return reach(name)
     if "/" in name or name.endswith((".yaml", ".yml")):
         return read_device(Path(name))
     if name not in names():
@@ -177,12 +204,14 @@ def read_device(path: Path) -> Device:
 
 def probe() -> Device:
     """Return this machine as a device: one thread, all usable cores, since one thread can be timed on a shared host."""
-    features = sorted(_KNOWN_FEATURES & set(_field("flags", "Features").split()))
+    features = machine.cpu_features()
+    quick = [name for name, needs in _QUICK.items() if needs & set(features)]
     return Device(
         name=LOCAL,
-        arch=Arch(isa=platform.machine(), cpu=cpu_model(), features=tuple(features)),
+        arch=Arch(isa=platform.machine(), cpu=cpu_model(), features=features, cache_bytes=machine.cache_bytes()),
         threads=1,
         cpus=usable_cpus(),
+        precisions=("fp32", *quick),
         memory=Memory(total_bytes=psutil.virtual_memory().total),
         notes="probed; give a device file for other thread counts",
     )
@@ -215,7 +244,7 @@ def fingerprint(device: Device, runtime: str) -> str:
     facts = [
         cpu_model(),
         len(usable_cpus()),
-        _field("microcode", "CPU revision"),
+        machine.cpuinfo("microcode", "CPU revision"),
         psutil.virtual_memory().total,
         platform.release(),
         governor(),
@@ -226,43 +255,9 @@ def fingerprint(device: Device, runtime: str) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def cpu_model() -> str:
-    """Return the processor's name, as the kernel gives it."""
-    return _field("model name", "Model", "Hardware") or platform.processor() or platform.machine()
-
-
-def usable_cpus() -> tuple[int, ...]:
-    """Return the numbers of the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
-
-
-def governor() -> str | None:
-    """Return the frequency governor of the first core; None where the kernel shows none, as in most VMs."""
-    try:
-        return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text("ascii").strip()
-    except OSError:
-        return None
-
-
 _SAME_ISA = {"amd64": "x86_64", "arm64": "aarch64"}
-_KNOWN_FEATURES = frozenset(
-    {"avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16", "asimd", "asimddp", "asimdhp"}
-)
-
-
-def _field(*keys: str) -> str:
-    """Return the first of these fields that /proc/cpuinfo has."""
-    try:
-        text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
-    except OSError:
-        return ""
-    for key in keys:
-        found = re.search(rf"^{key}\s*:\s*(.*)$", text, re.MULTILINE)
-        if found:
-            return found[1].strip()
-    return ""
+_QUICK = {"fp16": {"asimdhp"}, "int8": {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}}
+"""The instructions with which a processor computes faster in a precision than in fp32."""
 
 
 def _wrong(path: Path, error: Any) -> BadInput:
@@ -282,7 +277,7 @@ def _keys(place: Sequence[str | int]) -> list[str]:
     """Return the keys that the mapping at a place in a device file may have."""
     parts: dict[str, type[Strict]] = {
         "arch": Arch, "runtimes": Runtime, "memory": Memory, "storage": Storage, "power": Power,
-        "thermal": Thermal, "limits": Limits, "roofline": Roofline, "tensorrt": TensorRT,
+        "thermal": Thermal, "limits": Limits, "roofline": Roofline, "noise": Floor, "tensorrt": TensorRT,
     }  # fmt: skip
     model = parts[str(place[0])] if place else Device
     return [field.alias or name for name, field in model.model_fields.items()]

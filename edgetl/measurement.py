@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from edgetl import store
+from edgetl.capacity import Energy, Record, Throughput
 from edgetl.errors import BadInput, Refused
 from edgetl.gates import Timing
 from edgetl.intervals import Interval
@@ -17,19 +18,17 @@ from edgetl.types import Json
 
 SCHEMA_VERSION = 1
 
-Mode: TypeAlias = Literal["quick", "standard"]
+CONTROL = "aa_control"
+"""The flag of a comparison whose baseline, measured twice, differs from itself or by more than the candidate does."""
+
+Mode: TypeAlias = Literal["quick", "standard", "certify"]
+Word: TypeAlias = Literal["faster", "slower", "equivalent", "inconclusive"]
 Grade: TypeAlias = Literal["clean", "noisy", "invalid"]
 Ends: TypeAlias = tuple[float, float]
 Hash: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class _Record(BaseModel):
-    """Frozen; keys that a newer version wrote are ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Run(_Record):
+class Run(Record):
     """What artifacts measured together share."""
 
     id: str
@@ -42,7 +41,7 @@ class Run(_Record):
     wall_s: float
 
 
-class Artifact(_Record):
+class Artifact(Record):
     """What was measured."""
 
     sha256: Hash  # see `identity`
@@ -56,7 +55,7 @@ class Artifact(_Record):
     params: int | None
 
 
-class Machine(_Record):
+class Machine(Record):
     """Where it was measured."""
 
     profile: str
@@ -70,14 +69,14 @@ class Machine(_Record):
     link: str
 
 
-class Warmup(_Record):
+class Warmup(Record):
     """What ran before the window; `steady` is null where the mode does not test it."""
 
     inferences: int
     steady: bool | None
 
 
-class Config(_Record):
+class Config(Record):
     """How it was measured."""
 
     provider: str
@@ -93,7 +92,7 @@ class Config(_Record):
     warmup: Warmup
 
 
-class Latency(_Record):
+class Latency(Record):
     """Milliseconds for each run of one batch, without pre- and post-processing."""
 
     p50_ms: float
@@ -102,6 +101,7 @@ class Latency(_Record):
     mean_ms: float
     p90_es_ms: float | None
     p99_es_ms: float | None
+    p999_es_ms: float | None = None
     min_ms: float
     max_ms: float
     n: int
@@ -110,6 +110,8 @@ class Latency(_Record):
     cpu_time_p50_ci95_ms: Ends
     rounds_cpu_time_p50_ms: list[float]
     outliers: dict[str, int]
+    trend: float | None = None  # change over the window as a share of the median, of the time that is judged
+    samples_sha256: Hash | None = None  # of `<same stem>.npz`: wall_ns and cpu_ns, cut into processes by offsets
 
     @property
     def p50(self) -> Interval:
@@ -122,7 +124,7 @@ class Latency(_Record):
         return Interval(self.cpu_time_p50_ms, *self.cpu_time_p50_ci95_ms)
 
 
-class Cold(_Record):
+class Cold(Record):
     """Medians over rounds; the file is in the page cache."""
 
     load_ms: float  # checking the bundle and opening the artifact
@@ -131,7 +133,7 @@ class Cold(_Record):
     page_cache: Literal["warm", "dropped"]
 
 
-class Memory(_Record):
+class Memory(Record):
     """Resident bytes beyond the bare runtime's, medians over rounds; `_max` is the maximum."""
 
     base_rss_bytes: int
@@ -139,16 +141,20 @@ class Memory(_Record):
     peak_delta_bytes: int
     peak_delta_max_bytes: int
     steady_delta_bytes: int
+    pss_bytes: int | None = None  # of the whole process after the window, its part of what is shared
+    private_dirty_bytes: int | None = None
+    gpu_peak_bytes: int | None = None  # of the process, with the driver's context
+    gpu_method: Literal["nvml"] | None = None
 
 
-class Size(_Record):
+class Size(Record):
     """Bytes on disk."""
 
     model_bytes: int
     bundle_bytes: int
 
 
-class Noise(_Record):
+class Noise(Record):
     """What disturbed the measurement."""
 
     flags: list[str]
@@ -158,10 +164,12 @@ class Noise(_Record):
     runnable_others: float | None
     cv: float | None  # of the timed samples, within rounds
     throttle_word: str | None
+    temp_c_max: float | None = None
     mde: float | None  # smallest effect that the comparison could have shown
+    aa_ratio_ci95: Ends | None = None  # of the baseline to itself in the same rounds; null where the mode has none
 
 
-class Comparison(_Record):
+class Comparison(Record):
     """The ratio to the baseline, paired by round; below 1 is faster."""
 
     baseline: str
@@ -171,14 +179,25 @@ class Comparison(_Record):
     low: float
     high: float
     rounds: int
+    word: Word | None = None  # null: an older edgetl wrote it
+    more_rounds: int | None = None  # until it is no longer inconclusive; null: rounds do not help
+    candidates: int = 1  # compared with this baseline in this run
+    holm_low: float | None = None  # the interval on which a gate is judged, corrected for the other candidates
+    holm_high: float | None = None
 
     @property
     def interval(self) -> Interval:
         """The ratio with its interval."""
         return Interval(self.ratio, self.low, self.high)
 
+    @property
+    def judged(self) -> Interval:
+        """The ratio with the interval that a gate is judged on."""
+        low, high = self.holm_low, self.holm_high
+        return Interval(self.ratio, self.low if low is None else low, self.high if high is None else high)
 
-class Measurement(_Record):
+
+class Measurement(Record):
     """One artifact on one device."""
 
     schema_version: Literal[1] = 1
@@ -190,6 +209,8 @@ class Measurement(_Record):
     cold: Cold
     memory: Memory
     size: Size
+    throughput: Throughput | None = None
+    energy: Energy | None = None
     comparison: Comparison | None = None
     noise: Noise
     verdict: Grade
@@ -200,8 +221,10 @@ class Measurement(_Record):
 
 
 def timing(m: Measurement) -> Timing:
-    """Return what gates judge of a measurement."""
-    ratio = m.comparison.interval if m.comparison else None
+    """Return what gates judge of a measurement. A ratio that the control does not resolve holds 1."""
+    ratio = m.comparison.judged if m.comparison else None
+    if ratio and CONTROL in m.noise.flags:
+        ratio = Interval(ratio.value, min(ratio.low, 1.0), max(ratio.high, 1.0))
     peak = m.memory.peak_delta_max_bytes
     return Timing(m.verdict, m.latency.p50, m.latency.p90_es_ms, peak, ratio, tuple(m.noise.flags))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +11,19 @@ from typing import Literal
 
 import psutil
 
+from edgetl.intervals import Interval
+
 HALF_WIDTH = 0.10
 """Above this relative half-width of the median a measurement is invalid."""
 
 FAILED = 0.20
 """Above this share of failed rounds a measurement is invalid."""
 
+THERMAL = "/sys/class/thermal"
 FATAL = frozenset({"throttled", "battery"})
+
+UNSTEADY = {"cpu": 0.05, "gpu": 0.025}
+"""Above this coefficient of variation a window is unstable; the second is what trtexec warns at."""
 
 _THROTTLE_BITS = 0xF  # Raspberry Pi: under-voltage, frequency capped, throttled, soft temperature limit
 
@@ -30,6 +37,7 @@ class State:
     throttle_count: int  # x86: thermal events
     throttle_word: str | None  # Raspberry Pi
     battery: bool
+    temp_c: float | None = None  # of the hottest sensor
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,8 @@ class Disturbance:
     switches: float  # involuntary, per second
     others: float  # runnable besides ours, per cpu
     cv: float
+    unsteady: float  # the limit of `cv`
+    trend: Interval  # the time at the end of a window over that at its start, over rounds
     growth: float  # of the memory's peak in the second half of the window
     throttled: bool
     battery: bool
@@ -56,6 +66,9 @@ def state() -> State:
         sum(int(text) for text in _texts("/sys/devices/system/cpu", "cpu[0-9]*/thermal_throttle/*_throttle_count")),
         next(_texts("/sys/devices/platform/soc", "soc:firmware/get_throttled"), None),
         battery is not None and battery.power_plugged is False,
+        max(
+            (c for c in map(_celsius, sorted(Path(THERMAL).glob("thermal_zone*/temp"))) if c is not None), default=None
+        ),
     )
 
 
@@ -79,7 +92,8 @@ def flags(seen: Disturbance) -> list[str]:
         "contention": seen.contention is not None and seen.contention > 1.05,
         "switches": seen.switches > 20,
         "load": seen.others > 0.5,
-        "instability": seen.cv > 0.05,
+        "instability": seen.cv > seen.unsteady,
+        "thermal_or_drift": _drifts(seen.trend),
         "memory_growth": seen.growth > 0.02,
         "throttled": seen.throttled,
         "battery": seen.battery,
@@ -92,6 +106,18 @@ def verdict(raised: Sequence[str], half_width: float, failed: float) -> Literal[
     if FATAL & set(raised) or half_width > HALF_WIDTH or failed > FAILED:
         return "invalid"
     return "noisy" if raised or failed else "clean"
+
+
+def _drifts(trend: Interval) -> bool:
+    """Say whether windows end more than 1 % off their start, and not by chance: short ones seem to drift by noise."""
+    return abs(math.log(trend.value)) > 0.01 and (trend.low > 1 or trend.high < 1)
+
+
+def _celsius(path: Path) -> float | None:
+    try:
+        return int(path.read_text("ascii")) / 1000
+    except (OSError, ValueError):
+        return None
 
 
 def _texts(root: str, pattern: str) -> Iterator[str]:

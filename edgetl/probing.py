@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO
 
+from edgetl import limits
 from edgetl._probe import Job
 from edgetl.errors import BadHost, BadInput, EdgetlError, GateMissed, OutOfResources, Refused
+from edgetl.instruments import NONE, Instruments, Readings
 from edgetl.plugins import FOLDERS_VARIABLE
 from edgetl.types import Json
 
@@ -27,6 +30,14 @@ KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "SYSTEMRO
 
 GRACE_S = 5.0
 _KINDS: Mapping[int, type[EdgetlError]] = {e.code: e for e in (BadInput, GateMissed, BadHost, Refused, OutOfResources)}
+
+
+@dataclass(frozen=True)
+class Wait:
+    """How long a process may take, and what is read meanwhile."""
+
+    timeout_s: float
+    watch: Instruments
 
 
 @dataclass(frozen=True)
@@ -50,9 +61,14 @@ class Sample:
     steady: bool | None
     switches: int
     others: int
+    window_ns: int = 0  # when the window began, on the clock that all processes share
+    pss: int | None = None
+    private_dirty: int | None = None
+    joules: float | None = None  # in the window
+    gpu_peak: int | None = None
 
 
-def probe(job: Job, pad: int, timeout_s: float) -> Sample | None:
+def probe(job: Job, pad: int, timeout_s: float, watch: Instruments = NONE) -> Sample | None:
     """Run one job in a fresh process; None when it did not finish in time and was stopped.
 
     `pad` bytes lengthen the environment: its size shifts the stack, and with it the time (Mytkowicz et al. 2009).
@@ -63,17 +79,21 @@ def probe(job: Job, pad: int, timeout_s: float) -> Sample | None:
         OutOfResources: the process found no memory, or the system killed it.
 
     """
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-        code = _run(_command(job, out.fileno()), out.fileno(), errors, _environment(pad), timeout_s)
+    with limits.enclosed(job.limit) as group, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        command, environment = [*group.prefix, *_command(job, out.fileno())], _environment(pad)
+        code, seen = _run(command, out.fileno(), errors, environment, Wait(timeout_s, watch))
         if code is None:
             return None
+        group.check(code, job.bundle)
         out.seek(0)
         errors.seek(0)
         lines = out.read().splitlines()
-        last = json.loads(lines[-1]) if lines else {"phase": "start"}
+        last: dict[str, Json] = json.loads(lines[-1]) if lines else {"phase": "start"}
         if code == 0 and last["phase"] == "done":
-            facts: dict[str, Json] = {field.name: last[field.name] for field in fields(Sample)}
-            return Sample(**facts)
+            facts: dict[str, Json] = {field.name: last[field.name] for field in fields(Sample) if field.name in last}
+            start = last["window_ns"]
+            joules = seen.joules(start, start + round(last["seconds"] * 1e9))
+            return Sample(**facts, joules=joules, gpu_peak=seen.gpu_peak)
         raise _explained(code, last, job.bundle, errors.read().decode("utf-8", "replace"))
 
 
@@ -88,9 +108,12 @@ def _environment(pad: int) -> dict[str, str]:
 
 
 def _run(
-    command: list[str], out: int, errors: IO[bytes], environment: Mapping[str, str], timeout_s: float
-) -> int | None:
-    """Return the exit code, negative for a signal; None on time-out. No process of its group survives."""
+    command: list[str], out: int, errors: IO[bytes], environment: Mapping[str, str], wait: Wait
+) -> tuple[int | None, Readings]:
+    """Return the exit code, negative for a signal, None on time-out; and what the instruments read meanwhile.
+
+    No process of its group survives.
+    """
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -100,12 +123,27 @@ def _run(
         pass_fds=(out,),
         start_new_session=True,
     )
+    readings = Readings()
     try:
-        return process.wait(timeout_s)
+        return _wait(process, wait, readings), readings
     except subprocess.TimeoutExpired:
-        return None
+        return None, readings
     finally:
         _stop(process)
+
+
+def _wait(process: subprocess.Popen[bytes], wait: Wait, readings: Readings) -> int:
+    period = wait.watch.period_s
+    if period is None:
+        return process.wait(wait.timeout_s)
+    end = time.monotonic() + wait.timeout_s
+    while time.monotonic() < end:
+        readings.take(wait.watch, process.pid)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = process.wait(period)
+            readings.take(wait.watch, process.pid)
+            return code
+    raise subprocess.TimeoutExpired(process.args, wait.timeout_s)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

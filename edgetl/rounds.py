@@ -6,20 +6,33 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import NamedTuple, TypeAlias
 
-from edgetl import __version__, intervals, noise, summary
-from edgetl._probe import Job
+from edgetl import __version__, comparing, intervals, noise, summary
+from edgetl._probe import SAMPLES, Job
+from edgetl.comparing import Baseline
 from edgetl.device import Device
-from edgetl.errors import BadHost
-from edgetl.measurement import Measurement, Mode, Run
+from edgetl.errors import BadHost, BadInput
+from edgetl.instruments import NONE, Instruments, instruments
+from edgetl.intervals import Interval
+from edgetl.measurement import Comparison, Measurement, Mode, Run
+from edgetl.plugins import nearest
 from edgetl.probing import Sample, probe
 from edgetl.summary import Subject, Surroundings
 
 LOG = logging.getLogger("edgetl")
-WATCHDOG_S = 180.0
+
+LEAST_S, TIMES, START_S = 60.0, 20.0, 5.0
+"""A process may take that many seconds, or that many times what is expected, with that much to start and to load."""
+
+CONTROL = "control"
+"""The key of the baseline's second process in every round."""
+
+Samples: TypeAlias = dict[str, list[Sample | None]]
+"""One sample a round, by key; None where a process did not finish in time."""
 
 
 @dataclass(frozen=True)
@@ -37,75 +50,107 @@ class Effort:
     window_n: int
     cap_s: float
     steady: bool
+    control: bool = False  # the baseline runs twice in every round
+    long_s: float | None = None  # window of the first round, where it differs
+    samples: int = SAMPLES  # most of one process
 
 
 EFFORTS: dict[Mode, Effort] = {
     "quick": Effort(3, 15, 0.02, 20, 45, 0.2, 3, 0.4, 64, 30, False),
-    "standard": Effort(5, 15, 0.02, 120, 240, 1.0, 10, 3.0, 200, 30, True),
+    "standard": Effort(5, 15, 0.02, 120, 240, 1.0, 10, 3.0, 200, 30, True, True),
+    "certify": Effort(7, 25, 0.01, 3600, 7200, 3.0, 10, 60.0, 200, 120, True, True, 600.0, 1 << 20),
 }
 
 
-def measure(
-    subjects: Sequence[Subject], base: Subject | None, device: Device, mode: Mode, seed: int
-) -> list[Measurement]:
+def mode_named(name: str) -> Mode:
+    """Return the mode of that name.
+
+    Raises:
+        BadInput: there is none.
+
+    """
+    for mode in EFFORTS:
+        if mode == name:
+            return mode
+    raise BadInput(f"--mode: no mode '{name}'", fix=nearest(name, tuple(EFFORTS)))
+
+
+class Measured(NamedTuple):
+    """A measurement and the samples that it was made from."""
+
+    measurement: Measurement
+    samples: Sequence[Sample | None]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and how rounds run."""
+
+    device: Device
+    effort: Effort
+    seed: int = 0
+    watch: Instruments = field(default=NONE)
+
+
+def measure(subjects: Sequence[Subject], base: Subject | None, device: Device, mode: Mode, seed: int) -> list[Measured]:
     """Return one measurement for each subject, all of one run; the ratio to `base`, one of them, is paired by round."""
+    bench = Bench(device, EFFORTS[mode], seed, instruments(device))
     start, before = time.monotonic(), noise.state()
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    rounds = _rounds(subjects, device, EFFORTS[mode], seed)
-    after = noise.state()
-    around = Surroundings(
-        noise.steal(before, after), noise.throttled(before, after), after.throttle_word, before.battery or after.battery
-    )
+    slots = {s.sha256: s for s in subjects}
+    samples = interleave({**slots, CONTROL: base} if base and bench.effort.control else slots, bench)
     run = Run(
         id=secrets.token_hex(8),
         started_utc=started,
         tool_version=__version__,
         mode=mode,
         seed=seed,
-        rounds=len(next(iter(rounds.values()))),
+        rounds=len(samples[subjects[0].sha256]),
         failed_rounds=0,
         wall_s=time.monotonic() - start,
     )
-    found = []
-    for subject in subjects:
-        samples = rounds[subject.sha256]
-        other = None if base is None or base.sha256 == subject.sha256 else base
-        ratio = summary.compare(other, rounds[other.sha256], samples, device.threads) if other else None
-        found.append(summary.summarise(subject, device, run, samples, around, ratio))
-    return found
+    control = _control(base, samples, device)
+    around = _around(before, noise.state(), bench.watch, control)
+    compared = _compared(subjects, base, samples, device, control)
+    return [
+        Measured(
+            summary.summarise(s, device, run, samples[s.sha256], around, compared.get(s.sha256)), samples[s.sha256]
+        )
+        for s in subjects
+    ]
 
 
-def _rounds(subjects: Sequence[Subject], device: Device, effort: Effort, seed: int) -> dict[str, list[Sample | None]]:
-    """Return the samples of every artifact, one a round; None where a process did not finish in time."""
-    samples: dict[str, list[Sample | None]] = {s.sha256: [] for s in subjects}
-    draw = random.Random(seed)
+def interleave(slots: Mapping[str, Subject], bench: Bench) -> Samples:
+    """Return the samples of every key: each round runs a fresh process for each, in an order shuffled by the seed.
+
+    Raises:
+        BadHost: another provider than the device's was used, or an artifact did not finish in two rounds.
+
+    """
+    samples: Samples = {key: [] for key in slots}
+    took: dict[str, float] = {}
+    draw = random.Random(bench.seed)
     start, done = time.monotonic(), 0
-    while not _enough(samples, device, effort, done, time.monotonic() - start):
-        for subject in draw.sample(list(subjects), len(subjects)):
-            sample = probe(_job(subject, device, effort), draw.randrange(4096), WATCHDOG_S)
-            _check_provider(sample, device)
-            samples[subject.sha256].append(sample)
+    while not _enough(samples, bench, done, time.monotonic() - start):
+        for key in draw.sample(list(slots), len(slots)):
+            job = _job(slots[key], bench, first=done == 0)
+            begun = time.monotonic()
+            sample = probe(job, draw.randrange(4096), timeout_s(job, took.get(key)), bench.watch)
+            check_provider(sample, bench.device)
+            samples[key].append(sample)
+            if sample is not None:
+                took[key] = time.monotonic() - begun
         done += 1
-        LOG.info("profile: round %d, %d artifacts, %.0f s", done, len(subjects), time.monotonic() - start)
-    for subject in subjects:
-        if sum(s is not None for s in samples[subject.sha256]) < 2:
-            problem = f"{subject.stem} did not finish within {WATCHDOG_S:.0f} s in {done} rounds"
+        LOG.info("profile: round %d, %d processes, %.0f s", done, len(slots), time.monotonic() - start)
+    for key, subject in slots.items():
+        if sum(s is not None for s in samples[key]) < 2:
+            problem = f"{subject.stem} did not finish in time in {done} rounds"
             raise BadHost(problem, fix="use a smaller artifact, or more threads in the device file")
     return samples
 
 
-def _enough(samples: dict[str, list[Sample | None]], device: Device, effort: Effort, done: int, seconds: float) -> bool:
-    if done < effort.rounds:
-        return False
-    finished = [[s for s in one if s is not None] for one in samples.values()]
-    if done >= effort.most or min(map(len, finished)) < 2:
-        return True
-    widest = max(intervals.half_width(summary.judged(one, device.threads)) for one in finished)
-    limit = effort.patience if widest > noise.HALF_WIDTH else effort.seconds
-    return widest <= effort.enough or seconds * (done + 1) / done > limit
-
-
-def _job(subject: Subject, device: Device, effort: Effort) -> Job:
+def job_of(subject: Subject, device: Device, effort: Effort) -> Job:
+    """Return what one measuring process of an artifact does."""
     return Job(
         bundle=str(subject.bundle.folder),
         target=subject.bundle.manifest["target"],
@@ -119,15 +164,83 @@ def _job(subject: Subject, device: Device, effort: Effort) -> Job:
         window_n=effort.window_n,
         cap_s=effort.cap_s,
         steady=effort.steady,
+        most=effort.samples,
+        limit=device.memory.limit_bytes,
     )
 
 
-def _check_provider(sample: Sample | None, device: Device) -> None:
+def timeout_s(job: Job, took: float | None) -> float:
+    """Return how long a process may take, from what the last one of its artifact took; None: there is none yet."""
+    nominal = START_S + job.warmup_s + job.window_s
+    return max(LEAST_S, TIMES * max(nominal, took or 0.0))
+
+
+def check_provider(sample: Sample | None, device: Device) -> None:
+    """Check that a process used a provider of the device.
+
+    Raises:
+        BadHost: it did not; a silent fallback is no measurement.
+
+    """
     if sample is None:
         return
     name = sample.runtime.split()[0]
     allowed = [p for r in device.runtimes if r.name == name for p in r.providers]
-    wrong = sample.provider not in allowed if allowed else device.kind == "cpu" and "CPU" not in sample.provider
+    on_cpu = {"cpu": True, "cuda": False}.get(device.kind, "CPU" in sample.provider)
+    wrong = sample.provider not in allowed if allowed else ("CPU" in sample.provider) != on_cpu
     if wrong:
-        fix = f"add it to the providers of {name} in the device file, or export for {', '.join(allowed) or 'the CPU'}"
+        fix = f"add it to the providers of {name} in the device file, or export for {', '.join(allowed) or device.kind}"
         raise BadHost(f"{device.name} was measured with {sample.provider}", fix=fix)
+
+
+def _job(subject: Subject, bench: Bench, *, first: bool) -> Job:
+    job, long = job_of(subject, bench.device, bench.effort), bench.effort.long_s
+    return replace(job, window_s=long, cap_s=2 * long) if first and long else job
+
+
+def _enough(samples: Samples, bench: Bench, done: int, seconds: float) -> bool:
+    effort, cpu = bench.effort, summary.by_cpu_time(bench.device)
+    if done < effort.rounds:
+        return False
+    finished = [[s for s in one if s is not None] for one in samples.values()]
+    if done >= effort.most or min(map(len, finished)) < 2:
+        return True
+    widest = max(intervals.half_width(summary.judged(one, cpu=cpu)) for one in finished)
+    limit = effort.patience if widest > noise.HALF_WIDTH else effort.seconds
+    return widest <= effort.enough or seconds * (done + 1) / done > limit
+
+
+def _control(base: Subject | None, samples: Samples, device: Device) -> Interval | None:
+    """Return the ratio of the baseline to itself; None where it was not measured twice."""
+    if base is None or CONTROL not in samples:
+        return None
+    found = summary.ratios(samples[base.sha256], samples[CONTROL], cpu=summary.by_cpu_time(device))
+    return intervals.geometric_mean(found) if len(found) > 1 else None
+
+
+def _compared(
+    subjects: Sequence[Subject], base: Subject | None, samples: Samples, device: Device, control: Interval | None
+) -> dict[str, Comparison]:
+    if base is None:
+        return {}
+    cpu = summary.by_cpu_time(device)
+    ratios = {
+        s.sha256: summary.ratios(samples[base.sha256], samples[s.sha256], cpu=cpu)
+        for s in subjects
+        if s.sha256 != base.sha256
+    }
+    return comparing.compare_all(Baseline(base.stem, base.sha256, "cpu_time_p50" if cpu else "p50", control), ratios)
+
+
+def _around(before: noise.State, after: noise.State, watch: Instruments, control: Interval | None) -> Surroundings:
+    temperatures = [s.temp_c for s in (before, after) if s.temp_c is not None]
+    return Surroundings(
+        steal=noise.steal(before, after),
+        throttled=noise.throttled(before, after),
+        throttle_word=after.throttle_word,
+        battery=before.battery or after.battery,
+        temp_c_max=max(temperatures, default=None),
+        idle_w=watch.idle_w if watch.meter else None,
+        meter=watch.meter.source if watch.meter else None,
+        control=control,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import statistics
 from collections.abc import Iterable, Sequence
@@ -12,10 +13,12 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from edgetl import comparing, intervals, measurement, noise
 from edgetl import device as devices
-from edgetl import intervals, noise
 from edgetl.bundle import Bundle
+from edgetl.capacity import Energy
 from edgetl.device import Device
+from edgetl.instruments import Source
 from edgetl.intervals import Interval
 from edgetl.measurement import (
     Artifact,
@@ -54,6 +57,10 @@ class Surroundings:
     throttled: bool
     throttle_word: str | None
     battery: bool
+    temp_c_max: float | None = None
+    idle_w: float | None = None  # None: no energy meter
+    meter: Source | None = None
+    control: Interval | None = None  # the baseline over itself; None where it was not measured twice
 
 
 def medians(samples: Iterable[Sample | None], *, cpu: bool) -> list[float]:
@@ -61,30 +68,21 @@ def medians(samples: Iterable[Sample | None], *, cpu: bool) -> list[float]:
     return [statistics.median(s.cpu if cpu else s.wall) / 1e6 for s in samples if s is not None]
 
 
-def judged(samples: Iterable[Sample | None], threads: int) -> Interval:
-    """Return the median that decides whether a measurement counts: CPU time at one thread, else wall time."""
-    return intervals.geometric_mean(medians(samples, cpu=threads == 1))
+def by_cpu_time(device: Device) -> bool:
+    """Say whether CPU time is what counts: at one thread it leaves out the waiting for others; a GPU has none."""
+    return device.threads == 1 and device.kind in ("cpu", "android")
 
 
-def compare(
-    base: Subject, base_samples: Sequence[Sample | None], samples: Sequence[Sample | None], threads: int
-) -> Comparison | None:
-    """Return the ratio to the baseline over the rounds that both finished; None with fewer than two."""
-    pairs = [(a, b) for a, b in zip(samples, base_samples, strict=True) if a is not None and b is not None]
-    if len(pairs) < 2:
-        return None
-    cpu = threads == 1
+def judged(samples: Iterable[Sample | None], *, cpu: bool) -> Interval:
+    """Return the median that decides whether a measurement counts, of CPU or wall time."""
+    return intervals.geometric_mean(medians(samples, cpu=cpu))
+
+
+def ratios(base: Sequence[Sample | None], samples: Sequence[Sample | None], *, cpu: bool) -> list[float]:
+    """Return the time over the baseline's in each round that both finished, of CPU or wall time."""
+    pairs = [(a, b) for a, b in zip(samples, base, strict=True) if a is not None and b is not None]
     new, old = medians((a for a, _ in pairs), cpu=cpu), medians((b for _, b in pairs), cpu=cpu)
-    ratio = intervals.paired_ratio(new, old)
-    return Comparison(
-        baseline=base.stem,
-        baseline_sha256=base.sha256,
-        quantity="cpu_time_p50" if cpu else "p50",
-        ratio=ratio.value,
-        low=ratio.low,
-        high=ratio.high,
-        rounds=len(pairs),
-    )
+    return [a / b for a, b in zip(new, old, strict=True)]
 
 
 def summarise(
@@ -100,16 +98,19 @@ def summarise(
     failed = len(samples) - len(done)
     seen = _seen(done, device, around)
     raised = noise.flags(seen) + (["failed_rounds"] if failed else [])
-    half_width = intervals.half_width(judged(done, device.threads))
+    if comparison and comparing.doubted(comparison.interval, around.control):
+        raised.append(measurement.CONTROL)
+    half_width = intervals.half_width(judged(done, cpu=by_cpu_time(device)))
     return Measurement(
         run=run.model_copy(update={"failed_rounds": failed}),
         bundle=_artifact(subject, done[0].runtime),
         device=_machine(device, done[0].runtime),
         config=_config(subject, device, done),
-        latency=_latency(done),
+        latency=_latency(done, seen.trend),
         cold=_cold(done),
         memory=_memory(done),
         size=_size(subject.bundle),
+        energy=_energy(done, around),
         comparison=comparison,
         noise=_noise(seen, raised, around, comparison),
         verdict=noise.verdict(raised, half_width, failed / len(samples)),
@@ -125,7 +126,7 @@ def outliers(values: NDArray[np.float64]) -> tuple[int, int]:
     return mild - severe, severe
 
 
-def _latency(done: Sequence[Sample]) -> Latency:
+def _latency(done: Sequence[Sample], trend: Interval) -> Latency:
     wall = np.concatenate([np.asarray(s.wall, np.float64) for s in done]) / 1e6
     rounds, cpu_rounds = medians(done, cpu=False), medians(done, cpu=True)
     p50, cpu = intervals.geometric_mean(rounds), intervals.geometric_mean(cpu_rounds)
@@ -135,8 +136,9 @@ def _latency(done: Sequence[Sample]) -> Latency:
         p50_ci95_ms=(p50.low, p50.high),
         rel_half_width=intervals.half_width(p50),
         mean_ms=float(wall.mean()),
-        p90_es_ms=intervals.early_stopping(wall.tolist(), 0.90),
-        p99_es_ms=intervals.early_stopping(wall.tolist(), 0.99),
+        p90_es_ms=intervals.early_stopping(wall, 0.90),
+        p99_es_ms=intervals.early_stopping(wall, 0.99),
+        p999_es_ms=intervals.early_stopping(wall, 0.999),
         min_ms=float(wall.min()),
         max_ms=float(wall.max()),
         n=len(wall),
@@ -145,6 +147,7 @@ def _latency(done: Sequence[Sample]) -> Latency:
         cpu_time_p50_ci95_ms=(cpu.low, cpu.high),
         rounds_cpu_time_p50_ms=cpu_rounds,
         outliers={"mild": sum(m for m, _ in counts), "severe": sum(s for _, s in counts)},
+        trend=math.log(trend.value),
     )
 
 
@@ -165,6 +168,30 @@ def _memory(done: Sequence[Sample]) -> Memory:
         peak_delta_bytes=round(statistics.median(peaks)),
         peak_delta_max_bytes=max(peaks),
         steady_delta_bytes=round(statistics.median(s.steady_rss for s in done)),
+        pss_bytes=_median(s.pss for s in done),
+        private_dirty_bytes=_median(s.private_dirty for s in done),
+        gpu_peak_bytes=max((s.gpu_peak for s in done if s.gpu_peak is not None), default=None),
+        gpu_method="nvml" if any(s.gpu_peak is not None for s in done) else None,
+    )
+
+
+def _median(values: Iterable[int | None]) -> int | None:
+    """Return the median in bytes; None where a process could not read it."""
+    known = list(values)
+    return None if None in known else round(statistics.median(v for v in known if v is not None))
+
+
+def _energy(done: Sequence[Sample], around: Surroundings) -> Energy | None:
+    """Return the energy of all windows, for each inference; None without a meter, or where it failed."""
+    joules = [s.joules for s in done if s.joules is not None]
+    if around.meter is None or around.idle_w is None or len(joules) < len(done):
+        return None
+    n, seconds = sum(len(s.wall) for s in done), sum(s.seconds for s in done)
+    return Energy(
+        gross_j_per_inf=sum(joules) / n,
+        net_j_per_inf=(sum(joules) - around.idle_w * seconds) / n,
+        idle_w=around.idle_w,
+        source=around.meter,
     )
 
 
@@ -221,14 +248,17 @@ def _config(subject: Subject, device: Device, done: Sequence[Sample]) -> Config:
 
 
 def _seen(done: Sequence[Sample], device: Device, around: Surroundings) -> noise.Disturbance:
-    one = device.threads == 1
+    one = by_cpu_time(device)
     chosen = [np.asarray(s.cpu if one else s.wall, np.float64) for s in done]
+    trends = [intervals.theil_sen(v) / float(np.median(v)) for v in chosen]
     return noise.Disturbance(
         steal=around.steal,
         contention=sum(sum(s.wall) for s in done) / sum(sum(s.cpu) for s in done) if one else None,
         switches=sum(s.switches for s in done) / sum(s.seconds for s in done),
         others=statistics.fmean(s.others for s in done) / len(device.cpus or devices.usable_cpus()),
         cv=float(statistics.median(v.std() / v.mean() for v in chosen)),
+        unsteady=noise.UNSTEADY["gpu" if device.kind in ("cuda", "jetson") else "cpu"],
+        trend=intervals.geometric_mean([math.exp(t) for t in trends]),
         growth=statistics.median(s.growth for s in done),
         throttled=around.throttled,
         battery=around.battery,
@@ -244,5 +274,7 @@ def _noise(seen: noise.Disturbance, raised: list[str], around: Surroundings, com
         runnable_others=seen.others,
         cv=seen.cv,
         throttle_word=around.throttle_word,
+        temp_c_max=around.temp_c_max,
+        aa_ratio_ci95=(around.control.low, around.control.high) if around.control else None,
         mde=None if comparison is None else intervals.half_width(comparison.interval),
     )

@@ -9,12 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetl.intervals import (
+    allowed_above,
     early_stopping,
     geometric_mean,
     half_width,
     paired_difference,
     paired_ratio,
     student_t,
+    student_within,
+    theil_sen,
     wilson,
 )
 
@@ -73,6 +76,15 @@ def test_early_stopping_needs_as_many_as_loadgen(percentile: float, least: int) 
     assert next(n for n in count(1) if early_stopping(range(n), percentile) is not None) == least
 
 
+@pytest.mark.parametrize(
+    ("percentile", "above", "least"),
+    [(0.9, 0, 44), (0.99, 0, 459), (0.999, 0, 4603), (0.999, 1, 6636), (0.9, 10, 197), (0.99, 10, 2010)],
+)
+def test_samples_above_a_percentile_as_in_loadgens_table(percentile: float, above: int, least: int) -> None:
+    assert allowed_above(least, percentile) == above
+    assert allowed_above(least - 1, percentile) == above - 1
+
+
 def test_early_stopping_drops_what_is_allowed() -> None:
     assert early_stopping(range(64), 0.9) == 63  # one above: none is dropped
     assert early_stopping(range(81), 0.9) == 79  # two above: the largest is dropped
@@ -117,3 +129,28 @@ def test_the_paired_interval_holds_the_truth_as_often_as_it_says() -> None:
         found = paired_difference((kind == 0) | (kind == 1), (kind == 0) | (kind == 2))
         held += found.low <= 0.02 <= found.high
     assert 0.935 < held / 2000 < 0.985
+
+
+def test_student_within_inverts_student_t() -> None:
+    for freedom in (1, 2, 5, 14):
+        assert student_within(student_t(0.9, freedom), freedom) == pytest.approx(0.9)
+
+
+def test_rounds_that_differ_wildly_have_a_finite_interval() -> None:
+    mean = geometric_mean([1e-9, 1e9], 0.9999)
+    assert math.isfinite(mean.high)
+    assert mean.low < 1e-9
+
+
+@given(st.floats(-5, 5), st.integers(2, 2000))
+def test_theil_sen_of_a_line_is_its_rise(slope: float, n: int) -> None:
+    assert theil_sen(10 + slope * np.arange(n)) == pytest.approx(slope * (n - 1), abs=1e-6 * n)
+
+
+def test_theil_sen_is_not_moved_by_outliers() -> None:
+    draw = np.random.default_rng(0)
+    values = 100 + np.linspace(0, 3, 5000) + draw.normal(0, 1, 5000)
+    values[draw.random(5000) < 0.05] *= 20
+    assert theil_sen(values) == pytest.approx(3, abs=0.3)
+    assert theil_sen([7.0]) == theil_sen([7.0, 7.0]) == 0
+    assert theil_sen([1, 9] * 32) == 0

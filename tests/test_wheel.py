@@ -158,7 +158,7 @@ def test_a_run_is_verified_measured_and_reported_without_torch(edgetl: Run, made
     check = json.loads(good(edgetl("verify", bundle, "--data", made / "eval" / "test.npz", "--json")))["checks"][0]
     assert check["parity"]["max_abs"] < 1e-4
     assert check["accuracy"]["n"] >= 500
-    measured = edgetl("profile", made, "--json")
+    measured = edgetl("profile", made, "--mode", "quick", "--json")
     assert measured.returncode in (0, 4), measured.stderr[-3000:]
     assert "fix:" in measured.stderr or measured.returncode == 0  # on a busy machine a measurement may be invalid
     one = json.loads(measured.stdout)["measurements"][0]

@@ -7,10 +7,13 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
+import numpy as np
 import onnx
+import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +23,12 @@ from edgetl.network.family import Family
 from edgetl.network.network import Network
 from edgetl.types import Json
 
+Shape: TypeAlias = tuple[int, ...]
+
 OPSET = 20
+WORKING = ("MatMul", "Gemm", "Conv")
+"""The operators whose MACs are counted."""
+
 MOST_BYTES = 2**31 - 2**20
 """A protobuf holds less than 2 GiB; edgetl writes no external data, which apps would have to trust."""
 
@@ -80,43 +88,82 @@ def strip(model: onnx.ModelProto, text: bool) -> None:
 def node_costs(path: Path, sizes: Mapping[str, int]) -> list[Json]:
     """Return name, operator, MACs and bytes moved of every node that does work, for one sample.
 
-    `sizes` gives the dynamic axes: {"batch": 1, "tokens": 32}.
+    `bytes` is the sum of `weight_bytes` and `activation_bytes`, those of its inputs and outputs. A weight that several
+    nodes read counts at the first of them. `sizes` gives the dynamic axes: {"batch": 1, "tokens": 32}.
     """
     model = onnx.load(path)
-    for value in model.graph.input:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param:
-                dim.dim_value = sizes[dim.dim_param]
-    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes = {v.name: _dims(v) for v in (*graph.value_info, *graph.input, *graph.output)}
-    shapes |= {t.name: tuple(t.dims) for t in graph.initializer}
-    found = [_node_cost(node, shapes) for node in graph.node]
-    return [cost for cost in found if cost["macs"]]
+    nodes = [node for node in model.graph.node if node.op_type in WORKING]
+    sources, shapes, costs = _constants(model.graph), _shapes(model, nodes, sizes), []
+    read: set[str] = set()
+    for node in nodes:
+        costs.append(_node_cost(node, shapes, sources, read))
+        read |= {sources[name] for name in node.input if name in sources}
+    return [cost for cost in costs if cost["macs"]]
 
 
-def _node_cost(node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...] | None]) -> Json:
-    ins = [shapes.get(name) for name in node.input if name]
-    outs = [shapes.get(name) for name in node.output]
-    moved = sum(4 * math.prod(s) for s in (*ins, *outs) if s is not None)
-    return {"name": node.name, "op": node.op_type, "macs": _macs(node, ins, outs[0] if outs else None), "bytes": moved}
+def _constants(graph: onnx.GraphProto) -> dict[str, str]:
+    """Return, for every value that is a weight or a weight seen another way, the weight it is."""
+    sources = {t.name: t.name for t in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            sources |= {name: name for name in node.output}
+        elif node.op_type in ("Transpose", "Reshape", "Identity", "Cast", "Unsqueeze", "Squeeze") and all(
+            name in sources for name in node.input
+        ):
+            sources |= dict.fromkeys(node.output, sources[node.input[0]])
+    return sources
 
 
-def _macs(node: onnx.NodeProto, ins: list[tuple[int, ...] | None], out: tuple[int, ...] | None) -> int:
-    if out is None or not ins or ins[0] is None or (len(ins) > 1 and ins[1] is None):
-        return 0
+def _node_cost(
+    node: onnx.NodeProto, shapes: Mapping[str, Shape], sources: Mapping[str, str], read: Collection[str]
+) -> Json:
+    names = [name for name in node.input if name]
+    weights = {sources[name]: shapes[name] for name in names if name in sources}
+    new = sum(4 * math.prod(shape) for source, shape in weights.items() if source not in read)
+    moved = sum(4 * math.prod(shapes[name]) for name in (*names, *node.output) if name not in sources)
+    macs = _macs(node, [shapes[name] for name in names], shapes[node.output[0]])
+    cost = {"name": node.name, "op": node.op_type, "macs": macs, "bytes": new + moved}
+    return {**cost, "weight_bytes": new, "activation_bytes": moved}
+
+
+def _macs(node: onnx.NodeProto, ins: Sequence[Shape], out: Shape) -> int:
     if node.op_type == "MatMul":
         return math.prod(out) * ins[0][-1]
     if node.op_type == "Gemm":
         transposed = any(a.name == "transA" and a.i for a in node.attribute)
         return math.prod(out) * ins[0][0 if transposed else 1]
-    if node.op_type == "Conv" and ins[1] is not None:
-        return math.prod(out) * math.prod(ins[1][1:])
-    return 0
+    return math.prod(out) * math.prod(ins[1][1:])
 
 
-def _dims(value: onnx.ValueInfoProto) -> tuple[int, ...] | None:
-    dims = value.type.tensor_type.shape.dim
-    return tuple(d.dim_value for d in dims) if all(d.HasField("dim_value") for d in dims) else None
+def _shapes(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], sizes: Mapping[str, int]) -> dict[str, Shape]:
+    """Return the shapes of all that these nodes read and write, by running one sample.
+
+    Shape inference loses the sizes of a text behind its mask, and with them every node. The model's outputs are
+    replaced.
+    """
+    graph = model.graph
+    feed = {v.name: np.zeros(*_zeros(v, sizes)) for v in graph.input}
+    shapes: dict[str, Shape] = {name: value.shape for name, value in feed.items()}
+    shapes |= {t.name: tuple(t.dims) for t in graph.initializer}
+    touched = dict.fromkeys(name for node in nodes for name in (*node.input, *node.output) if name)
+    wanted = [name for name in touched if name not in shapes]
+    if not wanted:
+        return shapes
+    del graph.output[:]
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = 1
+    settings.log_severity_level = 4
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    return shapes | {name: value.shape for name, value in zip(wanted, session.run(wanted, feed), strict=True)}
+
+
+def _zeros(value: onnx.ValueInfoProto, sizes: Mapping[str, int]) -> tuple[Shape, np.dtype[np.generic]]:
+    """Return the shape and dtype of an input; zero is a token of every vocabulary."""
+    tensor = value.type.tensor_type
+    shape = tuple(sizes[d.dim_param] if d.dim_param else d.dim_value for d in tensor.shape.dim)
+    return shape, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
 
 
 @contextlib.contextmanager

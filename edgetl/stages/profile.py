@@ -8,28 +8,42 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgetl import comparison, gates, measurement, rounds, store
+from edgetl import comparison, gates, measurement, raw, remote, rounds, store, throughput
 from edgetl import device as devices
 from edgetl.bundle import open_bundle, read_golden
 from edgetl.device import Device
 from edgetl.errors import BadHost, BadInput, EdgetlError, GateMissed
+from edgetl.limits import limited
 from edgetl.measurement import Measurement, Mode
 from edgetl.plugins import nearest
 from edgetl.recipe.plan import read_plan
+from edgetl.rounds import Measured
 from edgetl.summary import Subject
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 LOG = logging.getLogger("edgetl")
 DISTINCT = 32
 """Most inputs that are rotated through; fewer where a bundle has fewer goldens."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command asks for."""
+
+    mode: Mode = "standard"
+    seed: int = 0
+    baseline: Path | None = None  # None: the reference of a run, or the first bundle
+    out: Path | None = None  # folder of the measurements of bundles that belong to no run; None: none is kept
+    gate: str | None = None  # what `judge` judges, read before anything is measured
+    fresh: bool = False
+    throughput: bool = False
+    limit: str | None = None  # a smaller device: "memory=512MB,cpus=1"
+    attach: str | None = None  # a run that was left on a device; nothing else is measured then
 
 
 def profile(
@@ -54,7 +68,9 @@ def profile(
         OutOfResources: a measuring process was killed.
 
     """
-    devices.require_here(device)
+    away = remote.is_remote(device)
+    if not away:
+        devices.require_here(device)
     with tempfile.TemporaryDirectory(prefix="edgetl-profile-") as scratch, _alone(device.name):
         wanted = [_subject(path, Path(scratch)) for path in dict.fromkeys(p.resolve() for p in bundles)]
         base = None if baseline is None else _subject(baseline.resolve(), Path(scratch))
@@ -62,16 +78,17 @@ def profile(
         paths = [_path(s, device, out, f"{mode} {seed} {base.sha256 if base else None}") for s in subjects]
         found = _finished(paths) if out else None
         if found is None:
-            found = rounds.measure(subjects, base, device, mode, seed)
-            for path, one in zip(paths, found, strict=True) if out else ():
-                measurement.write(one, path)
+            if away:
+                there = remote.measure(subjects, base, device, mode, seed, paths if out else None)
+                made = [Measured(one, ()) for one in there]
+            else:
+                made = rounds.measure(subjects, base, device, mode, seed)
+            found = [_kept(one, path if out else None) for one, path in zip(made, paths, strict=True)]
     by_sha = {m.bundle.sha256: m for m in found}
     return [by_sha[s.sha256] for s in wanted]
 
 
-def profile_all(
-    where: Sequence[Path], device: str, *, fresh: bool = False, gate: str | None = None
-) -> list[Measurement]:
+def profile_all(where: Sequence[Path], device: str, request: Request | None = None) -> list[Measurement]:
     """Measure the bundles of a run against its reference, or bundles against the first of them.
 
     The measurements of a run are kept in its folder. `judge` raises what they miss.
@@ -80,15 +97,39 @@ def profile_all(
         BadInput: a folder is neither, or the gate cannot be read; besides what `profile` raises.
 
     """
-    limits(gate)
-    found, machine = [], devices.load_device(device)
+    request = request or Request()
+    limits(request.gate)
+    if request.attach:
+        return remote.attach(request.attach)
+    found, machine = [], limited(devices.load_device(device), request.limit)
+    if request.throughput and remote.is_remote(machine):
+        fix = "leave out --throughput, or run the command on the device"
+        raise BadInput(f"--throughput does not reach {machine.name} over {machine.link}", fix=fix)
     loose = [path for path in where if not (path / "plan.json").is_file()]
     for run in (path for path in where if path not in loose):
-        bundles = run_bundles(run)
-        if fresh:
-            forget(bundles, machine, run / "measurements")
-        found += profile(bundles, machine, out=run / "measurements", baseline=bundles[0])
-    return found + (profile(loose, machine, out=None, baseline=loose[0]) if loose else [])
+        found += _together(run_bundles(run), machine, run / "measurements", request)
+    return found + (_together(loose, machine, request.out, request) if loose else [])
+
+
+def add_throughput(
+    measurements: Sequence[Measurement], bundles: Sequence[Path], device: Device, out: Path | None
+) -> list[Measurement]:
+    """Return the measurements with the rates at growing batches; their files under `out` are written again.
+
+    Raises:
+        BadHost, Refused, OutOfResources: as in `profile`.
+
+    """
+    done = []
+    with tempfile.TemporaryDirectory(prefix="edgetl-profile-") as scratch, _alone(device.name):
+        subjects = {s.sha256: s for s in (_subject(path, Path(scratch)) for path in bundles)}
+        for m in measurements:
+            subject = subjects[m.bundle.sha256]
+            rates = m.throughput or throughput.sweep(subject, device, m.run.seed)
+            done.append(m.model_copy(update={"throughput": rates}))
+            for path in _files(m, subject.stem, out) if m.throughput is None else ():
+                measurement.write(done[-1], path)
+    return done
 
 
 def run_bundles(run: Path) -> list[Path]:
@@ -149,42 +190,41 @@ def limits(gate: str | None) -> dict[str, float]:
     return budget
 
 
-def table(measurements: Sequence[Measurement]) -> Table:
-    """Return the measurements as a table for the terminal."""
-    from rich.table import Table
-
-    columns = ("artifact", "p50 ms", "95 %", "p90 ms", "CPU p50 ms", "ratio", "95 %", "cold ms", "peak MB", "verdict")
-    made = Table(*columns, title="measured", title_justify="left")
-    for m in measurements:
-        made.add_row(*cells(m))
-    return made
-
-
-def cells(m: Measurement) -> list[str]:
-    """Return the figures of a measurement as text; a dash is not measured."""
-    time, ratio = m.latency, m.comparison
-    why = f" ({', '.join(m.noise.flags)})" if m.noise.flags else ""
-    return [
-        f"{m.bundle.name} {m.bundle.precision}",
-        f"{time.p50_ms:.3g}",
-        f"{time.p50.low:.3g} to {time.p50.high:.3g}",
-        "-" if time.p90_es_ms is None else f"{time.p90_es_ms:.3g}",
-        f"{time.cpu_time_p50_ms:.3g}",
-        f"{ratio.ratio:.3f}" if ratio else "-",
-        f"{ratio.low:.3f} to {ratio.high:.3f}" if ratio else "-",
-        f"{m.cold.load_ms + m.cold.first_ms:.3g}",
-        f"{m.memory.peak_delta_max_bytes / 1e6:.1f}",
-        m.verdict + why,
-    ]
-
-
 def forget(bundles: Sequence[Path], device: Device, out: Path) -> None:
     """Delete the finished measurements of these bundles on a device, so that `profile` measures again."""
     for path in bundles:
         manifest = open_bundle(path).manifest
         name = measurement.stem(manifest["name"], manifest["target"], manifest["precision"])
         for file in (out / device.name).glob(f"{name}-*.json"):
+            file.with_suffix(".npz").unlink(missing_ok=True)
             file.unlink()
+
+
+def _together(bundles: Sequence[Path], device: Device, out: Path | None, request: Request) -> list[Measurement]:
+    if request.fresh and out:
+        forget(bundles, device, out)
+    base = request.baseline or bundles[0]
+    found = profile(bundles, device, out=out, mode=request.mode, seed=request.seed, baseline=base)
+    return add_throughput(found, bundles, device, out) if request.throughput else found
+
+
+def _kept(made: Measured, path: Path | None) -> Measurement:
+    """Write a measurement and its samples where a path is given."""
+    one = made.measurement
+    if path is None:
+        return one
+    if made.samples:
+        samples = raw.write(made.samples, path.with_suffix(".npz"))
+        one = one.model_copy(update={"latency": one.latency.model_copy(update={"samples_sha256": samples})})
+    measurement.write(one, path)
+    return one
+
+
+def _files(m: Measurement, stem: str, out: Path | None) -> Iterator[Path]:
+    for path in (out / m.device.profile).glob(f"{stem}-*.json") if out else ():
+        one = measurement.read(path)
+        if (one.run.id, one.bundle.sha256) == (m.run.id, m.bundle.sha256):
+            yield path
 
 
 def _subject(folder: Path, scratch: Path) -> Subject:
@@ -209,7 +249,7 @@ def _path(subject: Subject, device: Device, out: Path | None, how: str) -> Path:
     except metadata.PackageNotFoundError:
         version = ""
     print_ = devices.fingerprint(device, f"{runtime} {version}")
-    key = store.digest([subject.sha256, print_, device.cpus and list(device.cpus), how])
+    key = store.digest([subject.sha256, print_, device.cpus and list(device.cpus), device.link, how])
     return (out or Path()) / device.name / f"{subject.stem}-{key[:12]}.json"
 
 

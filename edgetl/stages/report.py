@@ -14,6 +14,8 @@ from edgetl.gates import Verdict
 from edgetl.intervals import Interval
 from edgetl.measurement import Measurement
 from edgetl.overview import DASH, count, overview
+from edgetl.page import write as page
+from edgetl.page.facts import Facts, Sheet
 from edgetl.recipe.plan import read_plan
 from edgetl.types import Json
 
@@ -37,6 +39,7 @@ _UNITS = (
     "Accuracy and macro-F1 in percent, drops in percentage points, agreement a share, times in ms, memory and size in "
     "MB; `faster` is time / reference, which must stay below 1."
 )
+LIMITS = ("file", "where", "limit on", "value, pessimistic end", "limit", "outcome", "note")
 SPEED = ("file", "n", "p50 ms", "p90 ms", "CPU p50 ms", "cold ms", "peak MB", "time / reference", "verdict")
 
 
@@ -94,7 +97,7 @@ class Report:
 
 
 def report(run: Path) -> Report:
-    """Compare the files of a run, write report.json and report.md into it and return the comparison.
+    """Compare the files of a run, write report.json, .md and .html into it and return the comparison.
 
     Raises:
         BadInput: the folder is no run, or nothing is exported.
@@ -109,7 +112,21 @@ def report(run: Path) -> Report:
     made = Report(run, plan["name"], rows, devices, _missing(plan, rows))
     store.write_json(run / "report.json", made.to_json())
     store.write_bytes(run / "report.md", made.markdown().encode())
+    unmeasured = [line.removeprefix("- ") for line in _not_measured(made).splitlines()]
+    page.write(Facts(run, plan, rows, devices, made.missing), _sheets(made), unmeasured)
     return made
+
+
+def _sheets(made: Report) -> list[Sheet]:
+    """Return the tables of report.md."""
+    found = [Sheet("Accuracy and cost", [_reading(made.rows)], ACCURACY, [_accuracy_cells(row) for row in made.rows])]
+    for device in filter(None, made.devices):
+        measured = [(row, row.measured[device]) for row in made.rows if device in row.measured]
+        notes = sorted({_conditions(m) for _, m in measured}) or ["Not measured."]
+        found.append(Sheet(f"On {device}", notes, SPEED, [[row.title, *_speed_cells(m)] for row, m in measured]))
+    limits = [[row.title, *_verdict_cells(v)] for row in made.rows for v in row.verdicts]
+    units = _UNITS.replace("`", "") if limits else "The recipe sets none."
+    return [*found, Sheet("Limits", [units], LIMITS, limits)]
 
 
 def _missing(plan: Mapping[str, Json], rows: Sequence[Row]) -> tuple[str, ...]:
@@ -192,11 +209,7 @@ def _limits(rows: Sequence[Row]) -> str:
     lines = [[row.title, *_verdict_cells(v)] for row in rows for v in row.verdicts]
     if not lines:
         return "The recipe sets none."
-    return (
-        _UNITS
-        + "\n\n"
-        + _markdown(("file", "where", "limit on", "value, pessimistic end", "limit", "outcome", "note"), lines)
-    )
+    return _UNITS + "\n\n" + _markdown(LIMITS, lines)
 
 
 def _verdict_cells(v: Verdict) -> list[str]:

@@ -34,18 +34,19 @@ def run_stages(recipe: Path, out: Path, sets: Sequence[str], flags: Sequence[str
 
     Raises:
         BadInput: there is no such device.
-        BadHost: this machine cannot stand for it, which is no reason to train first.
+        BadHost: it cannot be reached, or this machine cannot stand for it, which is no reason to train first.
 
     """
-    from edgetl import device as devices  # here, because every command looks into this file, a help text too
+    from edgetl import remote  # here, because every command looks into this file, a help text too
+    from edgetl.device import load_device
 
-    devices.require_here(devices.load_device(device))
+    remote.require(load_device(device))
     overrides = [word for item in sets for word in ("--set", item)]
     commands = {
         "compress": ["--recipe", str(recipe), "--out", str(out), *overrides],
         "export": [str(out), "--no-judge"],  # the report judges: a gate missed, an invalid measurement
         "verify": [str(out)],
-        "profile": [str(out), "--device", device, "--no-judge"],
+        "profile": [str(out), "--device", device, "--mode", "quick", "--no-judge"],
     }
     for stage, words in commands.items():
         code = _stage([stage, *words, *flags], quiet="-q" in flags)

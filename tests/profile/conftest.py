@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgetl import rounds
-from edgetl.bundle import write_bundle
+from edgetl import measurement, rounds, summary
+from edgetl.bundle import open_bundle, write_bundle
+from edgetl.device import probe
 from edgetl.golden import Golden
+from edgetl.probing import Sample
 
 Maker = Callable[..., Path]
 
@@ -87,8 +90,35 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Maker:
 
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three short rounds, however noisy the machine."""
-    monkeypatch.setitem(rounds.EFFORTS, "quick", rounds.Effort(3, 3, 0.02, 20, 45, 0.02, 3, 0.05, 30, 30, False))
+    """Three short rounds, however noisy the machine; with the baseline twice in the standard mode."""
+    quick = rounds.Effort(3, 3, 0.02, 20, 45, 0.02, 3, 0.05, 30, 30, False)
+    monkeypatch.setitem(rounds.EFFORTS, "quick", quick)
+    monkeypatch.setitem(rounds.EFFORTS, "standard", replace(quick, control=True))
+
+
+@pytest.fixture(scope="session")
+def replay(make: Maker) -> Callable[..., measurement.Measurement]:
+    """`replay(walls, **facts)`: the measurement of processes that took these nanoseconds; `around` is the machine."""
+    subject = summary.Subject(open_bundle(make("replayed")), "0" * 64, "replayed-onnx-fp32", Path(), {}, 20)
+    run = measurement.Run(
+        id="1", started_utc="2026-01-01T00:00:00+00:00", tool_version="0", mode="quick", seed=0, rounds=3,
+        failed_rounds=0, wall_s=1.0,
+    )  # fmt: skip
+
+    def summarised(
+        walls: list[list[int]], around: summary.Surroundings | None = None, **changes: object
+    ) -> measurement.Measurement:
+        facts: dict[str, object] = {
+            "runtime": "onnxruntime 1.0", "provider": "CPUExecutionProvider", "seconds": 1.0, "load_ns": 2_000_000,
+            "first_ns": 1_000_000, "process_ns": 9_000_000, "base": 100, "load_peak": 50, "peak": 70, "steady_rss": 60,
+            "growth": 0.0, "warm": 10, "steady": None, "switches": 0, "others": 0,
+        }  # fmt: skip
+        samples = [Sample(**({**facts, "wall": wall, "cpu": wall} | changes)) for wall in walls]  # type: ignore[arg-type]
+        return summary.summarise(
+            subject, probe(), run, samples, around or summary.Surroundings(0.0, False, None, False), None
+        )
+
+    return summarised
 
 
 @pytest.fixture(scope="session")

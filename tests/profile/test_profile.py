@@ -11,11 +11,13 @@ import pytest
 
 from edgetl import measurement, rounds, summary
 from edgetl._probe import is_steady
+from edgetl.comparing import Baseline, compare_all
 from edgetl.device import Runtime, probe
 from edgetl.errors import BadHost, BadInput, GateMissed, OutOfResources, Refused
 from edgetl.intervals import Interval
+from edgetl.measured import table
 from edgetl.probing import Sample
-from edgetl.stages.profile import forget, judge, limits, profile, profile_all, table
+from edgetl.stages.profile import forget, judge, limits, profile, profile_all
 
 SCHEMA = json.loads((Path(measurement.__file__).parent / "schemas" / "profile-result-1.json").read_text())
 Maker = Callable[..., Path]
@@ -139,7 +141,8 @@ def test_a_process_that_hangs_is_stopped(
     make: Maker, plugins: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plugins("hang", "time.sleep(60)")
-    monkeypatch.setattr(rounds, "WATCHDOG_S", 0.5)
+    monkeypatch.setattr(rounds, "LEAST_S", 0.5)
+    monkeypatch.setattr(rounds, "TIMES", 0)
     with pytest.raises(BadHost, match="did not finish"):
         profile([make("hang", target="hang", needs=("json", ">=0.1"))], probe(), out=None)
     assert not [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
@@ -209,8 +212,10 @@ QUIET = summary.Surroundings(0.0, False, None, False)
 
 
 def test_statistics_of_replayed_clocks(subject: summary.Subject) -> None:
-    replay = [sample([k * 1_000_000] * 31 + [k * 1_010_000] * 30, peak=k) for k in (100, 101, 102)]
-    m = summary.summarise(subject, probe(), RUN, replay, QUIET, summary.compare(subject, replay, replay, 1))
+    replay = [sample([k * 1_000_000, k * 1_010_000] * 30 + [k * 1_000_000], peak=k) for k in (100, 101, 102)]
+    ratios = summary.ratios(replay, replay, cpu=True)
+    compared = compare_all(Baseline("base", "1" * 64, "cpu_time_p50", None), {"": ratios})
+    m = summary.summarise(subject, probe(), RUN, replay, QUIET, compared[""])
     assert m.latency.rounds_p50_ms == [100, 101, 102]
     assert m.latency.p50_ms == pytest.approx((100 * 101 * 102) ** (1 / 3))
     assert m.latency.n == 183

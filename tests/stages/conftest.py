@@ -57,6 +57,7 @@ socket.getaddrinfo = refuse
 if "profile" in sys.orig_argv:
     from edgetl import rounds
     rounds.EFFORTS["quick"] = rounds.Effort(3, 3, 0.02, 20, 45, 0.02, 3, 0.05, 30, 30, False)
+    rounds.EFFORTS["standard"] = rounds.EFFORTS["quick"]
 """
 """A sitecustomize: no process of the run reaches a network, and a profile takes three short rounds."""
 

@@ -1,0 +1,191 @@
+"""How far a comparison can be trusted: a bundle against itself, and against a smaller student.
+
+One student of the demo is compared with itself over and over, by the rounds that `edgetl profile` runs: fresh
+processes next to each other, paired by round, CPU time at one thread. An interval of 95 % should contain 1 in 90 to 99
+of 100 comparisons. Beside it stands what is often printed instead, from the same samples: the ratio of the means over
+all calls, with 1.96 standard errors of the pooled calls. The last row compares the reference with a pruned student.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgetl import comparing, intervals, summary
+from edgetl.bundle import open_bundle, read_golden
+from edgetl.device import probe
+from edgetl.machine import cpu_model, usable_cpus
+from edgetl.measurement import identity
+from edgetl.rounds import Bench, Effort, Samples, interleave
+from edgetl.summary import Subject
+
+ROOT = Path(__file__).parents[1]
+RUNS = ROOT / "runs" / "benchmarks"
+RESULT = Path(__file__).parent / "results" / "repeatability.json"
+COMPARISONS, QUICK_COMPARISONS = 100, 12
+ROUNDS = 10
+WARMUP_S, WARMUP_N, WINDOW_S, WINDOW_N, CAP_S = 0.2, 3, 0.4, 64, 10.0
+SECONDS_A_COMPARISON, SECONDS_OF_MAKING = 25, 60
+LEAST_HELD, MOST_HELD, MOST_HALF_WIDTH = 90.0, 99.0, 3.0
+REFERENCE, STUDENT = "dense", "optin-0.4"
+DEMO = ("steps.dense.schedule.epochs=1", "steps.recover.schedule.epochs=1", "steps.optin.keep_macs=0.4")
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_COMPARISONS} comparisons, not {COMPARISONS}")
+    parser.add_argument("--out", type=Path, help=f"JSON file [default: {RESULT.relative_to(ROOT)}; quick: below runs/]")
+    parser.add_argument("--comparisons", type=int, help="how many, for a try")
+    options = parser.parse_args()
+    wanted = options.comparisons or (QUICK_COMPARISONS if options.quick else COMPARISONS)
+    out = options.out or (RUNS / "repeatability.json" if options.quick else RESULT)
+    minutes = (SECONDS_OF_MAKING + (wanted + 1) * SECONDS_A_COMPARISON) / 60
+    print(f"about {minutes:.0f} minutes; finished rows of {out} are kept", flush=True)
+    with tempfile.TemporaryDirectory(prefix="edgetl-repeatability-") as scratch:
+        reference, student = (subject(made(name), Path(scratch)) for name in (REFERENCE, STUDENT))
+        now = conditions(wanted) | {"shape": reference.shapes["pixel_values"], "file_sha256": reference.sha256}
+        rows = finished(out, now)
+        for i in range(wanted + 1):
+            against = student if i == wanted else reference
+            name = STUDENT if i == wanted else f"itself {i + 1}"
+            if not any(row["against"] == name for row in rows):
+                rows.append({"against": name, **compared(reference, against, seed=i)})
+                write(out, now, rows)
+                print(f"{name}: {rows[-1]['paired']}", file=sys.stderr, flush=True)
+    show(json.loads(out.read_text("utf-8")))
+
+
+def conditions(wanted: int) -> Row:
+    """What the figures depend on; another machine or version begins anew."""
+    return {
+        "cpu": cpu_model(),
+        "cores": len(usable_cpus()),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        **{name: version(name) for name in ("edgetl", "onnxruntime", "numpy")},
+        "threads": 1,
+        "provider": "CPUExecutionProvider",
+        "batch": 1,
+        "dtype": "float32",
+        "quantity": "CPU time of a call",
+        "comparisons": wanted,
+        "rounds": ROUNDS,
+        "window_s": WINDOW_S,
+        "model": f"{REFERENCE} of the demo, one epoch",
+        "interval": "95 %, Student's t on the logarithms of the ratios of the rounds' medians",
+    }
+
+
+def finished(out: Path, now: Row) -> list[Row]:
+    """The rows that an earlier run wrote under the same conditions."""
+    if not out.is_file():
+        return []
+    before = json.loads(out.read_text("utf-8"))
+    rows: list[Row] = before["rows"] if before["conditions"] == now else []
+    return rows
+
+
+def made(student: str) -> Path:
+    """The bundle of one student of the demo, trained for an epoch: its time does not depend on its weights."""
+    run_folder = RUNS / "demo"
+    bundle = run_folder / "bundles" / student / "onnx-fp32"
+    if not bundle.is_dir():
+        sets = [word for item in DEMO for word in ("--set", item)]
+        for words in (["compress", "--recipe", "demo", "--out", str(run_folder), *sets], ["export", str(run_folder)]):
+            # A gate that one epoch misses (exit 3) does not matter here.
+            code = subprocess.run([sys.executable, "-m", "edgetl", *words], stdout=sys.stderr, check=False).returncode
+            if code not in (0, 3):
+                sys.exit(code)
+    return bundle
+
+
+def subject(folder: Path, scratch: Path) -> Subject:
+    """A bundle with its golden inputs where a measuring process reads them."""
+    bundle = open_bundle(folder)
+    inputs = {name: np.asarray(values)[:32] for name, values in read_golden(bundle).inputs.items()}
+    file = scratch / f"{bundle.manifest['name']}.npz"
+    np.savez(file, **inputs)  # type: ignore[arg-type]
+    shapes = {name: [1, *values.shape[1:]] for name, values in inputs.items()}
+    return Subject(bundle, identity(bundle.sums), folder.parent.name, file, shapes, len(next(iter(inputs.values()))))
+
+
+def compared(reference: Subject, other: Subject, seed: int) -> Row:
+    """One comparison, by paired rounds and by pooled means."""
+    effort = Effort(ROUNDS, ROUNDS, 0, math.inf, math.inf, WARMUP_S, WARMUP_N, WINDOW_S, WINDOW_N, CAP_S, steady=False)
+    samples = interleave({"base": reference, "other": other}, Bench(probe(), effort, seed))
+    ratio = intervals.geometric_mean(summary.ratios(samples["base"], samples["other"], cpu=True))
+    return {
+        "paired": {**cell(ratio), "word": comparing.word(ratio, None)},
+        "pooled": cell(pooled(samples)),
+        "n": sum(len(s.cpu) for one in samples.values() for s in one if s),
+    }
+
+
+def cell(ratio: intervals.Interval) -> Row:
+    return {"ratio": round(ratio.value, 5), "low": round(ratio.low, 5), "high": round(ratio.high, 5)}
+
+
+def pooled(samples: Samples) -> intervals.Interval:
+    """The ratio of the means over all calls, with 1.96 standard errors as if the calls were independent."""
+    base, other = (np.concatenate([s.cpu for s in samples[key] if s]) for key in ("base", "other"))
+    errors = [float(v.std(ddof=1) / v.mean()) / math.sqrt(len(v)) for v in (base, other)]
+    ratio = float(other.mean() / base.mean())
+    half = 1.96 * ratio * math.hypot(*errors)
+    return intervals.Interval(ratio, ratio - half, ratio + half)
+
+
+def write(out: Path, now: Row, rows: Sequence[Row]) -> None:
+    """Write what is finished, and judge it once all comparisons are."""
+    twins = [row for row in rows if row["against"] != STUDENT]
+    targets = []
+    for way in ("paired", "pooled") if twins else ():
+        whole = len(twins) == now["comparisons"]
+        held = sum(row[way]["low"] <= 1 <= row[way]["high"] for row in twins)
+        share = intervals.wilson(held, len(twins))
+        ends = {"value": 100 * share.value, "low": round(100 * share.low, 1), "high": round(100 * share.high, 1)}
+        kept = LEAST_HELD <= ends["value"] <= MOST_HELD
+        name = f"{way}: intervals of a model against itself that contain 1, %"
+        targets.append({"name": name, "goal": [LEAST_HELD, MOST_HELD], **ends, "met": whole and kept})
+        halves = sorted(100 * (row[way]["high"] / row[way]["ratio"] - 1) for row in twins)
+        below = max(0, math.floor((len(halves) - 1.96 * math.sqrt(len(halves))) / 2))
+        middle = statistics.median(halves)
+        ends = {"value": middle, "low": halves[below], "high": halves[len(halves) - 1 - below]}
+        name = f"{way}: median half-width, %"
+        rounded = {key: round(value, 2) for key, value in ends.items()}
+        targets.append({"name": name, "goal": MOST_HALF_WIDTH, **rounded, "met": whole and middle <= MOST_HALF_WIDTH})
+    text = json.dumps({"schema_version": 1, "conditions": now, "rows": rows, "targets": targets}, indent=1)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_suffix(".tmp")
+    temporary.write_text(f"{text}\n", "utf-8")
+    temporary.replace(out)
+
+
+def show(result: Row) -> None:
+    print(f"\n{'':<64} {'goal':>12} {'value':>8}  95 %")
+    for one in result["targets"]:
+        goal = one["goal"]
+        limit = f"{goal[0]:g} to {goal[1]:g}" if isinstance(goal, list) else f"<= {goal:g}"
+        ends = f"{one['low']:g} to {one['high']:g}"
+        print(f"{one['name']:<64} {limit:>12} {one['value']:>8.4g}  {ends}{'' if one['met'] else '  not met'}")
+    for row in result["rows"]:
+        if row["against"] == STUDENT:
+            for way in ("paired", "pooled"):
+                found = row[way]
+                ends = f"{found['low']:.3f} to {found['high']:.3f}"
+                print(f"{way}: time of {STUDENT} over that of {REFERENCE}: {found['ratio']:.3f} ({ends})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""What an artifact gives and takes over time, as parts of a measurement: items per second and joules. [no torch]"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from edgetl.intervals import Interval
+
+
+class Record(BaseModel):
+    """A part of a measurement: frozen; keys that a newer version wrote are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Batch(Record):
+    """The rate at one batch size, with its interval over processes."""
+
+    batch: int
+    items_per_s: float
+    low: float
+    high: float
+    n: int  # batches
+    peak_delta_bytes: int
+
+    @property
+    def rate(self) -> Interval:
+        """The rate with its interval."""
+        return Interval(self.items_per_s, self.low, self.high)
+
+
+class Throughput(Record):
+    """Items / (last completion - first issue), at growing batch sizes."""
+
+    best_items_per_s: float
+    best_batch: int
+    sweep: list[Batch]
+    stopped: Literal["gain", "memory", "shape", "most"]  # why no larger batch was tried
+
+
+class Energy(Record):
+    """Joules for each inference, in the window: all that the meter saw, and what it saw beyond an idle machine."""
+
+    gross_j_per_inf: float
+    net_j_per_inf: float
+    idle_w: float
+    source: Literal["meter", "ina3221", "nvml", "rapl"]

@@ -1,0 +1,67 @@
+"""What the kernel says of this machine's processor; nothing is started or timed. [no torch, no pydantic]"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from pathlib import Path
+
+_CPU = Path("/sys/devices/system/cpu")
+_KNOWN_FEATURES = frozenset(
+    {"avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16", "asimd", "asimddp", "asimdhp"}
+)
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def cpu_model() -> str:
+    """Return the processor's name, as the kernel gives it."""
+    return cpuinfo("model name", "Model", "Hardware") or platform.processor() or platform.machine()
+
+
+def cpu_features() -> tuple[str, ...]:
+    """Return the instruction sets that matter for networks, sorted."""
+    return tuple(sorted(_KNOWN_FEATURES & set(cpuinfo("flags", "Features").split())))
+
+
+def usable_cpus() -> tuple[int, ...]:
+    """Return the numbers of the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+def governor() -> str | None:
+    """Return the frequency governor of the first core; None where the kernel shows none, as in most VMs."""
+    return _text(_CPU / "cpu0/cpufreq/scaling_governor")
+
+
+def cache_bytes(root: Path = _CPU) -> int | None:
+    """Return the size of the last-level cache; None where the kernel does not show it."""
+    found = []
+    for folder in root.glob(f"cpu{usable_cpus()[0]}/cache/index*"):
+        size = re.fullmatch(r"(\d+)([KMG]?)", _text(folder / "size") or "")
+        level = _text(folder / "level") or ""
+        if size and level.isdigit() and _text(folder / "type") != "Instruction":
+            found.append((int(level), int(size[1]) * _UNITS[size[2]]))
+    return max(found)[1] or None if found else None
+
+
+def cpuinfo(*keys: str) -> str:
+    """Return the first of these fields that /proc/cpuinfo has; empty without any."""
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
+    except OSError:
+        return ""
+    for key in keys:
+        found = re.search(rf"^{key}\s*:\s*(.*)$", text, re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return ""
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text("ascii").strip()
+    except OSError:
+        return None

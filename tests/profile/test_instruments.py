@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from edgetl import instruments as shelf
+from edgetl.device import Power, probe
+from edgetl.instruments import Ina3221, Instruments, Nvml, Rapl, Readings, instruments
+from edgetl.measurement import Measurement
+from edgetl.stages.profile import profile
+from edgetl.summary import Surroundings
+
+
+def fill(folder: Path, **files: object) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in files.items():
+        (folder / name).write_text(f"{value}\n")
+
+
+@pytest.fixture
+def rapl(tmp_path: Path) -> Path:
+    """A sysfs with two packages, of which the second counter wraps at 1000 microjoules, and a part of the first."""
+    zones = tmp_path / "class" / "powercap"
+    fill(zones / "intel-rapl:0", name="package-0", energy_uj=100, max_energy_range_uj=10**12)
+    fill(zones / "intel-rapl:1", name="package-1", energy_uj=900, max_energy_range_uj=1000)
+    fill(zones / "intel-rapl:0:0", name="core", energy_uj=50, max_energy_range_uj=10**12)
+    return tmp_path
+
+
+def test_rapl_adds_packages_and_follows_a_counter_that_wraps(rapl: Path) -> None:
+    meter = Rapl.found(rapl)
+    assert meter is not None
+    assert meter.joules() == 0
+    fill(rapl / "class/powercap/intel-rapl:0", energy_uj=2_000_100)
+    fill(rapl / "class/powercap/intel-rapl:1", energy_uj=100)
+    assert meter.joules() == pytest.approx(2.0002)
+    fill(rapl / "class/powercap/intel-rapl:1", energy_uj=200)
+    assert meter.joules() == pytest.approx(2.0003)
+
+
+def test_no_meter_is_none(tmp_path: Path) -> None:
+    assert Rapl.found(tmp_path) is None
+    assert Ina3221.found(tmp_path) is None
+    fill(tmp_path / "class" / "powercap" / "intel-rapl:0", name="package-0")  # its counter is for root only
+    assert Rapl.found(tmp_path) is None
+    fill(tmp_path / "class" / "hwmon" / "hwmon0", name="ina3221", in1_label="VDD_CPU", in1_input=5000, curr1_input=1)
+    assert Ina3221.found(tmp_path) is None, "one rail of several is not the board"
+    assert instruments(probe(), tmp_path).meter is None
+    assert instruments(probe(), tmp_path).period_s is None
+
+
+def test_ina3221_sums_up_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chip = tmp_path / "class" / "hwmon" / "hwmon3"
+    fill(chip, name="ina3221", in1_label="VDD_CPU", in2_label="VDD_IN", in2_input=5000, curr2_input=2000)
+    clock = iter([10.0, 11.0, 13.0])
+    monkeypatch.setattr(shelf, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    meter = Ina3221.found(tmp_path)
+    assert meter is not None
+    assert meter.joules() == pytest.approx(10)  # 10 W for a second
+    fill(chip, curr2_input=4000)
+    assert meter.joules() == pytest.approx(10 + 30)  # from 10 to 20 W in two seconds
+
+
+def test_the_meter_that_a_device_names_is_the_one_that_is_read(rapl: Path) -> None:
+    found = instruments(probe(), rapl, idle_s=0.01)
+    assert found.meter is not None
+    assert found.meter.source == "rapl"
+    assert found.idle_w == 0
+    other = probe().model_copy(update={"power": Power(energy="ina3221")})
+    assert instruments(other, rapl).meter is None
+
+
+def test_energy_between_two_moments() -> None:
+    seen = Readings([0, 100, 200, 300], [0.0, 1.0, 3.0, 3.0])
+    assert seen.joules(50, 150) == pytest.approx(1.5)
+    assert seen.joules(0, 300) == 3
+    assert seen.joules(50, 301) is None
+    assert Readings().joules(0, 1) is None
+    assert Readings([0, 100], [0.0, float("nan")]).joules(0, 100) is None
+
+
+def test_energy_for_each_inference(replay: Callable[..., Measurement]) -> None:
+    around = Surroundings(0.0, False, None, False, idle_w=3.0, meter="rapl")
+    one = replay([[5] * 64] * 3, around, joules=6.4, seconds=2.0).energy
+    assert one is not None
+    assert (one.gross_j_per_inf, one.source) == (pytest.approx(0.1), "rapl")
+    assert one.net_j_per_inf == pytest.approx((6.4 - 6.0) / 64)
+    assert replay([[5] * 64] * 3, around, joules=None).energy is None
+    assert replay([[5] * 64] * 3, joules=6.4).energy is None
+
+
+@pytest.mark.usefixtures("brief")
+def test_energy_of_real_processes(make: Callable[..., Path], rapl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter, over = rapl / "class/powercap/intel-rapl:0/energy_uj", threading.Event()
+
+    def count() -> None:
+        start = time.monotonic()
+        while not over.wait(0.01):
+            fresh = counter.with_name("new")
+            fresh.write_text(str(100 + round(8e6 * (time.monotonic() - start))))
+            fresh.replace(counter)
+
+    counting = threading.Thread(target=count)
+    counting.start()
+    try:
+        found = instruments(probe(), rapl, idle_s=0.2)
+        monkeypatch.setattr("edgetl.rounds.instruments", lambda _: replace(found, idle_w=8.0))
+        one = profile([make("energetic")], probe(), out=None)[0]
+    finally:
+        over.set()
+        counting.join()
+    assert found.idle_w == pytest.approx(8, rel=0.3)
+    assert one.energy is not None
+    watts = one.energy.gross_j_per_inf / (one.latency.mean_ms / 1e3)
+    assert 6 < watts < 20  # 8 W over the window, which is a little longer than its calls
+    assert abs(one.energy.net_j_per_inf) < one.energy.gross_j_per_inf
+
+
+class Driver(Exception):
+    """What the library raises, which stands for it as well."""
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    made = SimpleNamespace(
+        NVMLError=Driver,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetTotalEnergyConsumption=lambda _gpu: 5_000,
+        nvmlDeviceGetComputeRunningProcesses=lambda _gpu: [
+            SimpleNamespace(pid=7, usedGpuMemory=300), SimpleNamespace(pid=8, usedGpuMemory=None)
+        ],
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "pynvml", made)
+    return made
+
+
+def test_the_memory_of_a_gpu_is_that_of_the_process(library: SimpleNamespace) -> None:
+    gpu = Nvml.found()
+    assert gpu is not None
+    assert gpu.joules() == 5
+    assert (gpu.memory(7), gpu.memory(8), gpu.memory(9)) == (300, None, None)
+    seen, watch = Readings(), Instruments(None, gpu)
+    seen.take(watch, 7)
+    assert (seen.gpu_peak, watch.period_s) == (300, 0.01)
+
+    def broken(*_: object) -> None:
+        raise Driver("lost")
+
+    library.nvmlDeviceGetComputeRunningProcesses = library.nvmlDeviceGetTotalEnergyConsumption = broken
+    assert gpu.memory(7) is None
+    with pytest.raises(OSError, match="lost"):
+        gpu.joules()
+    library.nvmlInit = broken
+    assert Nvml.found() is None
+
+
+def test_gpu_memory_in_the_measurement(replay: Callable[..., Measurement]) -> None:
+    one = replay([[5] * 64] * 3, gpu_peak=300).memory
+    assert (one.gpu_peak_bytes, one.gpu_method) == (300, "nvml")
