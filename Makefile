@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint types check test-4.57 clean
+.PHONY: demo test test-page lint types check test-4.57 clean
 
 demo: $(VENV)/ready
 	$(BIN)/edgetl run demo
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --timeout 300 --durations 10
+
+test-page: $(VENV)/ready
+	$(BIN)/python -m pytest -m slow -rs --timeout 300 tests/profile/test_html_report.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -272,7 +272,9 @@ def _rollup(key: str) -> int | None:
 
 
 def _say(out: int, value: Json) -> None:
-    os.write(out, (json.dumps(value) + "\n").encode())
+    # os.write may write less than all where the disk is nearly full, and says so to nobody.
+    with os.fdopen(out, "wb", closefd=False) as file:
+        file.write((json.dumps(value) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What an artifact gives and takes over time, as parts of a measurement: items per second and joules. [no torch]"""
+"""What an artifact gives and takes over time, and at best, as parts of a measurement. [no torch]"""
 
 from __future__ import annotations
 
@@ -47,3 +47,18 @@ class Energy(Record):
     net_j_per_inf: float
     idle_w: float
     source: Literal["meter", "ina3221", "nvml", "rapl"]
+
+
+class Roof(Record):
+    """What the device's peaks allow at best, and how near the median comes; see `edgetl.roofline`."""
+
+    t_compute_ms: float
+    t_memory_ms: float
+    t_traffic_ms: float
+    t_nodes_ms: float
+    t_overhead_ms: float | None
+    t_roof_ms: float
+    bound: Literal["compute", "memory", "overhead"]
+    pct_of_roofline: float
+    peak_source: Literal["measured", "datasheet"]
+    weights_in_cache: bool | None

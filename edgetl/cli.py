@@ -166,7 +166,7 @@ def profile(where: Annotated[list[Path] | None, typer.Argument(help="a run, or b
 @app.command()
 def report(runs: Annotated[list[Path] | None, typer.Argument(help="run folders (default: the newest)")] = None,
            as_json: AsJson = False, verbose: Verbose = False, quiet: Quiet = False) -> None:  # fmt: skip
-    """Compare the reference and all students, judge the gates, write report.md and report.json."""
+    """Compare the reference and all students, judge the gates, write report.md, report.json and report.html."""
     console.start(verbose, quiet, None)
     from edgetl.stages.run import newest
 

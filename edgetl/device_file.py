@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgetl import store
 from edgetl.device import LOCAL, NAME, Device, probe
-from edgetl.errors import BadInput
+from edgetl.errors import BadHost, BadInput
 from edgetl.recipe import yaml12
 
 _PROBED = """\
@@ -64,4 +64,7 @@ def write_device(device: Device, path: Path, header: str) -> None:
     """
     plain = device.model_dump(mode="json", by_alias=True, exclude_none=True)
     text = yaml12.write({key: value for key, value in plain.items() if value not in ({}, [], "")})
-    store.write_bytes(path, ("".join(f"# {line}\n" for line in header.splitlines()) + text).encode())
+    try:
+        store.write_bytes(path, ("".join(f"# {line}\n" for line in header.splitlines()) + text).encode())
+    except OSError as e:
+        raise BadHost(f"cannot write {path}: {e.strerror}", fix="choose another folder with --out") from e

@@ -33,7 +33,7 @@ class Meter(Protocol):
 
 
 class Rapl:
-    """The package counters of Intel and AMD processors, which wrap."""
+    """The package counters of Intel and AMD processors, which wrap; intel-rapl-mmio shows the same ones again."""
 
     source: Source = "rapl"
 
@@ -46,7 +46,9 @@ class Rapl:
     def found(cls, root: Path) -> Rapl | None:
         """Return the counters below a sysfs root; None where there are none, or only root may read them."""
         zones = [
-            zone for zone in sorted((root / "class/powercap").glob("*:*")) if _text(zone / "name").startswith("package")
+            zone
+            for zone in sorted((root / "class/powercap").glob("intel-rapl:*"))
+            if _text(zone / "name").startswith("package")
         ]
         try:
             return cls(zones) if zones else None

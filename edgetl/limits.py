@@ -29,7 +29,7 @@ LEAST = 16_000_000
 
 NAMES = ("memory", "cpus")
 
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)")
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)")
 _ENTER = ("sh", "-c", 'echo $$ > "$1" && shift && exec "$@"', "sh")
 """A process that enters a group before it becomes the command, so that the group sees all of its memory."""
 
@@ -80,6 +80,7 @@ def limited(device: Device, text: str | None) -> Device:
 
     """
     from edgetl.device import usable_cpus
+    from edgetl.links import LOCAL
 
     if text is None:
         return device
@@ -87,11 +88,13 @@ def limited(device: Device, text: str | None) -> Device:
     changes: dict[str, object] = {}
     name = device.name
     if memory is not None:
-        name += f"-{memory / 1e6:g}mb"
+        name += f"-{memory / 1e6:.15g}mb"
         changes["memory"] = device.memory.model_copy(update={"limit_bytes": memory})
     if cores is not None:
         name += f"-{cores}cpu"
-        cpus = device.cpus or usable_cpus()
+        cpus = device.cpus or (usable_cpus() if device.link == LOCAL else ())
+        if not cpus:
+            raise BadInput(f"--limit: {device.name} does not say which cpus it has", fix="list `cpus` in its file")
         if cores > len(cpus):
             raise BadHost(f"--limit: {device.name} has {len(cpus)} usable cpus, not {cores}", fix="ask for fewer")
         changes |= {"cpus": cpus[:cores], "threads": min(device.threads, cores)}

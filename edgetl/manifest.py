@@ -45,6 +45,8 @@ _MANIFEST: dict[str, Spec] = {
 
 _CHOICES = {"task": ("classification",), "raw.kind": ("image", "text", "array")}
 _AGAIN = "export the bundle again"
+_MOST = 1e100
+"""What no number of a real file exceeds: beyond, sums and quotients need not be numbers."""
 
 
 def check(manifest: Json, files: frozenset[str]) -> None:
@@ -78,6 +80,8 @@ def _values(manifest: Mapping[str, Json], files: frozenset[str]) -> None:
     names = [i["name"] for i in inputs]
     _need(len(set(names)) == len(names), "inputs", "has a name twice")
     _need([o["name"] for o in manifest["outputs"]] == ["logits"], "outputs", "must be one, called logits")
+    _need(min(manifest["cost"]["macs"], manifest["cost"]["parameters"]) >= 0, "cost", "has a negative count")
+    _need(manifest.get("opset") is None or _is(manifest["opset"], int), "opset", "is no whole number")
     _need(all(n >= 0 for n in manifest["raw"]["shape"]), "raw.shape", "has a negative size")
     plain = re.fullmatch(r"[a-z][a-z0-9_]{0,30}", manifest["target"]) is not None
     _need(plain, "target", f"is {manifest['target']!r}, not a target's name")
@@ -120,8 +124,10 @@ def _one_of(value: Json, specs: tuple[Spec, ...], key: str) -> None:
 
 
 def _is(value: Json, kind: type) -> bool:
-    """Whether a JSON value has a type; true and false are no numbers."""
-    return isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
+    """Whether a JSON value has a type; true and false are no numbers, nor is what is not finite or too large."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        return False
+    return not isinstance(value, int | float) or -_MOST < value < _MOST
 
 
 def _need(holds: bool, key: str, problem: str) -> None:

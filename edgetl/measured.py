@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from edgetl import comparing
-from edgetl.capacity import Energy, Throughput
+from edgetl.capacity import Energy, Roof, Throughput
 from edgetl.errors import BadInput
 from edgetl.intervals import Interval
 from edgetl.measurement import Comparison, Measurement
@@ -25,14 +25,21 @@ ACROSS = ("artifact", "against", "ratio", "95 %", "word")
 
 
 def table(measurements: Sequence[Measurement]) -> Table:
-    """Return the measurements as a table for the terminal; energy and throughput only where they were measured."""
+    """Return the measurements as a table for the terminal; energy, throughput and roofline only where known."""
     from rich.table import Table
 
     rates, energies = any(m.throughput for m in measurements), any(m.energy for m in measurements)
-    more = (*(["items/s"] if rates else []), *(["mJ gross, net"] if energies else []))
+    roofs = any(m.roofline for m in measurements)
+    more = (
+        *(["items/s"] if rates else []), *(["mJ gross, net"] if energies else []), *(["% of roofline"] if roofs else [])
+    )  # fmt: skip
     made = Table(*COLUMNS, *more, title="measured", title_justify="left", caption=floor(measurements))
     for m in measurements:
-        added = (*([_rate(m.throughput)] if rates else []), *([_millijoules(m.energy)] if energies else []))
+        added = (
+            *([_rate(m.throughput)] if rates else []),
+            *([_millijoules(m.energy)] if energies else []),
+            *([roof(m.roofline)] if roofs else []),
+        )
         made.add_row(*cells(m), *added)
     return made
 
@@ -55,7 +62,7 @@ def cells(m: Measurement) -> list[str]:
         f"{time.cpu_time_p50_ms:.3g}",
         f"{ratio.ratio:.3f}" if ratio else "-",
         f"{ratio.low:.3f} to {ratio.high:.3f}" if ratio else "-",
-        _word(ratio),
+        word(ratio),
         f"{m.cold.load_ms + m.cold.first_ms:.3g}",
         f"{m.memory.peak_delta_max_bytes / 1e6:.1f}",
         m.verdict + why,
@@ -101,12 +108,18 @@ def against(measurements: Sequence[Measurement], old: Measurement) -> list[Acros
     return found
 
 
-def _word(ratio: Comparison | None) -> str:
+def word(ratio: Comparison | None) -> str:
+    """Return what a comparison says, and what it would take to say more; a dash is not compared."""
     if ratio is None or ratio.word is None:
         return "-"
     if ratio.word != "inconclusive":
         return ratio.word
     return f"{ratio.word}, {ratio.more_rounds} more rounds needed" if ratio.more_rounds else ratio.word
+
+
+def roof(found: Roof | None) -> str:
+    """Return how near an artifact comes to what the device allows, and which limit that is; a dash is not known."""
+    return f"{found.pct_of_roofline:.0f} ({found.bound}, {found.peak_source})" if found else "-"
 
 
 def _rate(rate: Throughput | None) -> str:

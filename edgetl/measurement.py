@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field, ValidationError
 
 from edgetl import store
-from edgetl.capacity import Energy, Record, Throughput
+from edgetl.capacity import Energy, Record, Roof, Throughput
 from edgetl.errors import BadInput, Refused
 from edgetl.gates import Timing
 from edgetl.intervals import Interval
@@ -212,8 +212,14 @@ class Measurement(Record):
     throughput: Throughput | None = None
     energy: Energy | None = None
     comparison: Comparison | None = None
+    roofline: Roof | None = None  # None: the device file has no peak for it
     noise: Noise
     verdict: Grade
+
+    @property
+    def by_cpu_time(self) -> bool:
+        """Whether comparisons use CPU time: at one thread of a processor; a GPU's work is not in it."""
+        return self.config.threads == 1 and self.device.kind in ("cpu", "android")
 
     def to_json(self) -> dict[str, Json]:
         """Return the plain data of the file."""
@@ -256,11 +262,14 @@ def read(path: Path) -> Measurement:
     """Read a measurement.
 
     Raises:
-        BadInput: a newer version wrote it.
+        BadInput: it is not there, or a newer version wrote it.
         Refused: it is damaged.
 
     """
-    value = store.read_json(path)
+    try:
+        value = store.read_json(path)
+    except OSError as e:
+        raise BadInput(f"{path} cannot be read: {e.strerror}", fix="give a result that `edgetl profile` wrote") from e
     version = value.get("schema_version") if isinstance(value, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise BadInput(f"{path}: schema_version {version} is newer than this edgetl", fix="upgrade edgetl")

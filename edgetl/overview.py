@@ -95,7 +95,7 @@ def _conditions(measured: Sequence[Measurement]) -> str:
         return "not measured"
     one = measured[0].config.threads == 1
     words = [f"{measured[0].config.threads} thread{'' if one else 's'}", f"batch {measured[0].config.batch}"]
-    words += ["ms of wall time", f"ratio to the reference of {'CPU' if one else 'wall'} time"]
+    words += ["ms of wall time", f"ratio to the reference of {'CPU' if measured[0].by_cpu_time else 'wall'} time"]
     for verdict in ("noisy", "invalid"):
         found = [m for m in measured if m.verdict == verdict]
         flags = ", ".join(dict.fromkeys(flag for m in found for flag in m.noise.flags))

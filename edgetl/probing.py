@@ -25,7 +25,17 @@ from edgetl.types import Json
 START = "import sys; sys.path.insert(0, sys.argv[1]); from edgetl._probe import main; main()"
 """An isolated interpreter ignores the working folder and PYTHONPATH; the package is found where this one was."""
 
-KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "SYSTEMROOT", FOLDERS_VARIABLE)
+KEPT = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "LD_LIBRARY_PATH",
+    "TMPDIR",
+    "SYSTEMROOT",
+    "CUDA_VISIBLE_DEVICES",
+    FOLDERS_VARIABLE,
+)
 """The only variables that a measuring process inherits."""
 
 GRACE_S = 5.0
@@ -87,14 +97,20 @@ def probe(job: Job, pad: int, timeout_s: float, watch: Instruments = NONE) -> Sa
         group.check(code, job.bundle)
         out.seek(0)
         errors.seek(0)
-        lines = out.read().splitlines()
-        last: dict[str, Json] = json.loads(lines[-1]) if lines else {"phase": "start"}
+        last = _last(out.read())
         if code == 0 and last["phase"] == "done":
             facts: dict[str, Json] = {field.name: last[field.name] for field in fields(Sample) if field.name in last}
             start = last["window_ns"]
             joules = seen.joules(start, start + round(last["seconds"] * 1e9))
             return Sample(**facts, joules=joules, gpu_peak=seen.gpu_peak)
         raise _explained(code, last, job.bundle, errors.read().decode("utf-8", "replace"))
+
+
+def _last(said: bytes) -> dict[str, Json]:
+    """Return the last whole line; a process that is killed, or finds no space, may leave a part of one behind it."""
+    whole, _, _ = said.rpartition(b"\n")
+    found: dict[str, Json] = json.loads(whole.splitlines()[-1]) if whole else {"phase": "start"}
+    return found
 
 
 def _command(job: Job, out: int) -> list[str]:

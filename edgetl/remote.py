@@ -175,7 +175,7 @@ def _finish(remote: Remote) -> list[Measurement]:
     except Lost as e:
         fix = f"once it is there again: edgetl profile --attach {remote.id}"
         raise BadHost(f"{e.problem}; what was started there goes on", fix=fix) from e
-    except (OutOfResources, Refused):
+    except (BadHost, OutOfResources, Refused):
         _delete(link, place, note)
         raise
     _delete(link, place, note)
@@ -244,7 +244,10 @@ def _said(link: Link, answer: bytes) -> Mapping[str, Json]:
             f"{link.address} has Python {plain(str(value.get('python')))}", fix=f"install Python {need} there"
         )
     if kind == "missing":
-        lacks = [name for module, name in CORE.items() if module in list(value.get("modules") or ())]
+        named = value.get("modules")
+        lacks = [name for module, name in CORE.items() if isinstance(named, list) and module in named]
+        if not lacks:
+            raise Refused(f"{link.address} lacks modules that were not asked for", fix="see what its python3 is")
         problem = f"{link.address} lacks {', '.join(lacks)} in its python3"
         raise BadHost(problem, fix=f"there: python3 -m pip install {' '.join(lacks)}")
     return value

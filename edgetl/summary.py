@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgetl import comparing, intervals, measurement, noise
 from edgetl import device as devices
 from edgetl.bundle import Bundle
-from edgetl.capacity import Energy
+from edgetl.capacity import Energy, Roof
 from edgetl.device import Device
 from edgetl.instruments import Source
 from edgetl.intervals import Interval
@@ -35,6 +35,7 @@ from edgetl.measurement import (
     Warmup,
 )
 from edgetl.probing import Sample
+from edgetl.roofline import roofline
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def summarise(
     raised = noise.flags(seen) + (["failed_rounds"] if failed else [])
     if comparison and comparing.doubted(comparison.interval, around.control):
         raised.append(measurement.CONTROL)
-    half_width = intervals.half_width(judged(done, cpu=by_cpu_time(device)))
+    median = judged(done, cpu=by_cpu_time(device))
     return Measurement(
         run=run.model_copy(update={"failed_rounds": failed}),
         bundle=_artifact(subject, done[0].runtime),
@@ -113,8 +114,14 @@ def summarise(
         energy=_energy(done, around),
         comparison=comparison,
         noise=_noise(seen, raised, around, comparison),
-        verdict=noise.verdict(raised, half_width, failed / len(samples)),
+        roofline=_roof(subject, device, median.value),
+        verdict=noise.verdict(raised, intervals.half_width(median), failed / len(samples)),
     )
+
+
+def _roof(subject: Subject, device: Device, median_ms: float) -> Roof | None:
+    found = roofline(subject.bundle.manifest, device, median_ms)
+    return None if found is None else Roof(**found.to_json())
 
 
 def outliers(values: NDArray[np.float64]) -> tuple[int, int]:

@@ -30,10 +30,14 @@ def address(text: str) -> Address:
         BadInput: it is neither.
 
     """
-    link = load_device(text).link if text in names() else f"ssh://{text.removeprefix('ssh://')}"
+    link = (
+        load_device(text).link
+        if text in names() or text.endswith((".yaml", ".yml"))
+        else f"ssh://{text.removeprefix('ssh://')}"
+    )
     found = _ADDRESS.fullmatch(link.removeprefix("ssh://"))
     if not link.startswith("ssh://") or found is None:
-        raise BadInput(f"{text!r} is not reached by ssh", fix="write user@host, user@host:port or the name of a device")
+        raise BadInput(f"{text!r} is not reached by ssh", fix="write user@host, user@host:port or a device")
     return Address(found["user"] or "", found["host"], int(found["port"] or 22))
 
 

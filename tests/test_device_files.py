@@ -10,7 +10,7 @@ from edgetl import shipped
 from edgetl.cli import app
 from edgetl.device import Device, Floor, Roofline, load_device, names, probe, read_device, usable_cpus
 from edgetl.device_file import free_place, write_calibrated, write_probed
-from edgetl.errors import BadInput
+from edgetl.errors import BadHost, BadInput
 from edgetl.machine import cache_bytes
 
 SOURCES = ("datasheet", "measured", "from memory, unverified", "choice")
@@ -111,6 +111,11 @@ def test_probe_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert isinstance(read_device(tmp_path / "desk.yaml"), Device)
     assert CliRunner().invoke(app, ["devices", "show", "./desk.yaml"]).exit_code == 0
     assert "desk" not in names()
+
+
+def test_a_folder_that_cannot_be_written_is_named() -> None:
+    with pytest.raises(BadHost, match="cannot write"):
+        write_calibrated(probe(), Path("/proc/none.yaml"))
 
 
 def test_the_last_cache_is_the_one_that_counts(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ def test_a_limited_device_says_so_in_its_name() -> None:
         ("memory=", "'memory=' is not possible"),
         ("memory=512XB", "not possible"),
         ("memory=-1MB", "not possible"),
+        (f"memory={'9' * 400}MB", "not possible"),
         ("memory=512", "so little memory"),
         ("memory=1MB", "so little memory"),
         ("cpus=0", "not possible"),
@@ -43,6 +44,8 @@ def test_what_is_no_limit(text: str, words: str) -> None:
 def test_more_cores_than_there_are() -> None:
     with pytest.raises(BadHost, match="usable cpus"):
         limited(probe(), "cpus=4096")
+    with pytest.raises(BadInput, match="which cpus"):
+        limited(probe().model_copy(update={"cpus": None, "link": "ssh://board"}), "cpus=1")
 
 
 @pytest.fixture

@@ -20,6 +20,9 @@ RESULT_BYTES = 8 << 20
 TEXT = 500
 """Most characters of one text in an answer."""
 
+MOST = 1 << 63
+"""Whole numbers stay below: sums and quotients of larger ones need not be numbers."""
+
 _KINDS: Mapping[int, type[EdgetlError]] = {e.code: e for e in (BadInput, GateMissed, BadHost, Refused, OutOfResources)}
 _FLAG = re.compile(r"[a-z0-9_]{1,40}")
 
@@ -88,15 +91,24 @@ def _measurement(address: str, machine: str, value: Json, wanted: Expected) -> M
         raise _wrong(address, "a measurement of another artifact")
     if found.device.profile != machine or not all(map(_FLAG.fullmatch, found.noise.flags)):
         raise _wrong(address, "a measurement of another device, or flags that are none")
+    if not _possible(found):
+        raise _wrong(address, "times that are none")
     latency = found.latency.model_copy(update={"samples_sha256": None})  # they stay on the device
     where = found.device.model_copy(update={"link": address})
     return found.model_copy(update={"device": where, "latency": latency})
 
 
+def _possible(found: Measurement) -> bool:
+    """Say whether times and ratios are above 0 and within their intervals, as later sums expect of them."""
+    medians = [found.latency.p50, found.latency.cpu_p50]
+    ratios = [found.comparison.interval, found.comparison.judged] if found.comparison else []
+    return all(0 < one.low <= one.value <= one.high for one in medians + ratios)
+
+
 def _object(address: str, data: bytes) -> Mapping[str, Json]:
     """Return a JSON object whose texts are short and printable and whose numbers are finite."""
     try:
-        value = json.loads(data.decode("utf-8"), parse_constant=_finite, parse_float=_finite)
+        value = json.loads(data.decode("utf-8"), parse_constant=_finite, parse_float=_finite, parse_int=_whole)
         texts = list(_texts(value))
     except (ValueError, RecursionError) as e:
         raise _wrong(address, "no JSON") from e
@@ -111,6 +123,13 @@ def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(text)
+    return value
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if abs(value) >= MOST:
+        raise ValueError(text[:20])
     return value
 
 

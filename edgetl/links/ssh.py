@@ -18,8 +18,9 @@ OPTIONS_VARIABLE = "EDGETL_SSH_OPTIONS"
 OPTIONS = (
     *("-T", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "LogLevel=DEBUG1"),
     *("-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"),
+    *("-o", "ForwardAgent=no", "-o", "ForwardX11=no", "-o", "RemoteCommand=none"),
 )
-"""LogLevel: the fingerprint of a host's key is told at this level only."""
+"""LogLevel: the fingerprint of a host's key is told at this level only. Forward: a device gets no use of our keys."""
 
 _ADDRESS = re.compile(r"ssh://((?:[A-Za-z0-9_][A-Za-z0-9._-]*@)?)([A-Za-z0-9][A-Za-z0-9.-]*)(?::([0-9]{1,5}))?/?")
 _SENT = re.compile(r"^debug1: Server host key: (\S+) (SHA256:[A-Za-z0-9+/]+)", re.MULTILINE)
@@ -95,8 +96,8 @@ class Ssh:
 
     def _unknown(self, sent: str) -> EdgetlError:
         fix = (
-            f"compare it at the device, as `edgetl devices trust {self.address}` says, then add it: "
-            f"ssh-keyscan{self._flag()} {self.host} >> ~/.ssh/known_hosts"
+            f"compare it at the device, as `edgetl devices trust {self.address}` says, then run "
+            f"`ssh{self._flag()} {self._target}` and answer its question with that fingerprint"
         )
         return BadHost(f"the host key of {self.address} is not known here; sent was {sent}, known is none", fix=fix)
 

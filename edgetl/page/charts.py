@@ -77,7 +77,7 @@ def quantity(facts: Facts, device: str | None) -> str:
     found = [m for row in facts.rows if (m := measured(row, device))]
     if not found:
         return "MACs"
-    return f"median {'CPU' if found[0].config.threads == 1 else 'wall'} time"
+    return f"median {'CPU' if found[0].by_cpu_time else 'wall'} time"
 
 
 def bars(facts: Facts, values: Sequence[tuple[Row, float]], unit: str) -> dict[str, Json]:

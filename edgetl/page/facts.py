@@ -71,8 +71,8 @@ def measured(row: Row, device: str | None) -> Measurement | None:
 
 
 def compared_time(m: Measurement) -> Interval:
-    """Return the median that comparisons use, in ms: CPU time at one thread, else wall time."""
-    return m.latency.cpu_p50 if m.config.threads == 1 else m.latency.p50
+    """Return the median that comparisons use, of CPU or wall time, in ms."""
+    return m.latency.cpu_p50 if m.by_cpu_time else m.latency.p50
 
 
 def cost(row: Row, device: str | None) -> tuple[float, float, float]:

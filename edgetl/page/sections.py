@@ -135,7 +135,7 @@ def _speed(row: Row, device: str | None) -> list[str]:
     if found is None:
         return []
     time, ratio = compared_time(found), found.comparison
-    kind = "CPU" if found.config.threads == 1 else "wall"
+    kind = "CPU" if found.by_cpu_time else "wall"
     said = f"median {kind} time {time.value:.3g} ms ({time.low:.3g} to {time.high:.3g})"
     if ratio:
         said += f", {ratio.ratio:.3g} ({ratio.low:.3g} to {ratio.high:.3g}) of the reference's"

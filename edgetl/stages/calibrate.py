@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from edgetl import device as devices
-from edgetl import intervals, machine, noise
+from edgetl import intervals, machine, noise, remote
 from edgetl._peak import Job, Kind
 from edgetl.device import Device, Floor, Roofline
 from edgetl.errors import BadHost, BadInput, EdgetlError, OutOfResources, Refused
@@ -96,6 +96,9 @@ def _here(device: Device) -> None:
             raise
         fix = f"run this command on {device.name} itself; `--device local` calibrates this machine"
         raise BadHost(e.problem, fix=fix) from e
+    if remote.is_remote(device):
+        fix = "run this command there; `--device local` calibrates this machine"
+        raise BadHost(f"{device.name} is behind {device.link}, and calibration measures where it runs", fix=fix)
 
 
 def lines(device: Device) -> list[tuple[str, str, str, str]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +21,7 @@ from edgetl.bundle import open_bundle, read_golden
 from edgetl.device import Device
 from edgetl.errors import BadHost, BadInput, EdgetlError, GateMissed
 from edgetl.limits import limited
+from edgetl.links import LOCAL
 from edgetl.measurement import Measurement, Mode
 from edgetl.plugins import nearest
 from edgetl.recipe.plan import read_plan
@@ -71,12 +73,17 @@ def profile(
     away = remote.is_remote(device)
     if not away:
         devices.require_here(device)
-    with tempfile.TemporaryDirectory(prefix="edgetl-profile-") as scratch, _alone(device.name):
+        if device.link != LOCAL:
+            LOG.info("profile: this machine bears the name of %s, so it is measured here", device.name)
+    lock = nullcontext() if away else _alone(device.name)  # another machine keeps its own, which may be this one's
+    with tempfile.TemporaryDirectory(prefix="edgetl-profile-") as scratch, lock:
         wanted = [_subject(path, Path(scratch)) for path in dict.fromkeys(p.resolve() for p in bundles)]
         base = None if baseline is None else _subject(baseline.resolve(), Path(scratch))
         subjects = list({s.sha256: s for s in ([base] if base else []) + wanted}.values())
+        _writable(out)
         paths = [_path(s, device, out, f"{mode} {seed} {base.sha256 if base else None}") for s in subjects]
-        found = _finished(paths) if out else None
+        # What another machine measured is known by its own kernel and versions, which are not known here.
+        found = _finished(paths) if out and not away else None
         if found is None:
             if away:
                 there = remote.measure(subjects, base, device, mode, seed, paths if out else None)
@@ -160,7 +167,7 @@ def judge(where: Sequence[Path], measurements: Sequence[Measurement], gate: str 
     for m in measurements:
         facts = gates.Facts(size_bytes=m.size.model_bytes, timings={m.device.profile: measurement.timing(m)})
         for verdict in gates.judge_budget(limits(gate), facts, m.device.profile):
-            if verdict.kept is False:
+            if verdict.kept is False or (verdict.kept is None and m.verdict != "invalid"):
                 raise GateMissed(f"{m.bundle.name} misses {verdict}", fix="use a smaller student, or relax the limit")
     for run in (path for path in where if (path / "plan.json").is_file()):
         comparison.judge(run, read_plan(run), measurements[0].device.profile)
@@ -187,6 +194,8 @@ def limits(gate: str | None) -> dict[str, float]:
             budget[name.strip()] = float(value)
         except ValueError as e:
             raise BadInput(f"--gate: {part!r} has no number", fix=f"write {name.strip()}=12") from e
+        if not 0 < budget[name.strip()] < math.inf:
+            raise BadInput(f"--gate: {part!r} is no limit", fix="give a number above 0")
     return budget
 
 
@@ -206,6 +215,15 @@ def _together(bundles: Sequence[Path], device: Device, out: Path | None, request
     base = request.baseline or bundles[0]
     found = profile(bundles, device, out=out, mode=request.mode, seed=request.seed, baseline=base)
     return add_throughput(found, bundles, device, out) if request.throughput else found
+
+
+def _writable(out: Path | None) -> None:
+    """Check that results can be kept before anything is measured."""
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise BadHost(f"{out} cannot be written: {e.strerror}", fix="choose another folder with --out") from e
 
 
 def _kept(made: Measured, path: Path | None) -> Measurement:
@@ -249,7 +267,8 @@ def _path(subject: Subject, device: Device, out: Path | None, how: str) -> Path:
     except metadata.PackageNotFoundError:
         version = ""
     print_ = devices.fingerprint(device, f"{runtime} {version}")
-    key = store.digest([subject.sha256, print_, device.cpus and list(device.cpus), device.link, how])
+    peaks = device.roofline and device.roofline.model_dump(mode="json")
+    key = store.digest([subject.sha256, print_, device.cpus and list(device.cpus), device.link, peaks, how])
     return (out or Path()) / device.name / f"{subject.stem}-{key[:12]}.json"
 
 
@@ -268,10 +287,13 @@ def _finished(paths: Sequence[Path]) -> list[Measurement] | None:
 @contextmanager
 def _alone(device: str) -> Iterator[None]:
     """Wait until no other profile of this user runs on the device."""
-    root = os.environ.get("XDG_RUNTIME_DIR") or f"{tempfile.gettempdir()}/edgetl-{os.getuid()}"
-    folder = Path(root) / "edgetl"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle = os.open(folder / f"{device}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    runtime, cache = os.environ.get("XDG_RUNTIME_DIR"), os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(runtime if runtime and Path(runtime).is_dir() else cache) / "edgetl"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(folder / f"{device}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError as e:
+        raise BadHost(f"{folder} cannot be written: {e.strerror}", fix="set XDG_CACHE_HOME to a folder of yours") from e
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

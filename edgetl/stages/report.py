@@ -12,6 +12,7 @@ from edgetl.comparison import Row
 from edgetl.errors import BadInput, GateMissed
 from edgetl.gates import Verdict
 from edgetl.intervals import Interval
+from edgetl.measured import roof, word
 from edgetl.measurement import Measurement
 from edgetl.overview import DASH, count, overview
 from edgetl.page import write as page
@@ -40,7 +41,17 @@ _UNITS = (
     "MB; `faster` is time / reference, which must stay below 1."
 )
 LIMITS = ("file", "where", "limit on", "value, pessimistic end", "limit", "outcome", "note")
-SPEED = ("file", "n", "p50 ms", "p90 ms", "CPU p50 ms", "cold ms", "peak MB", "time / reference", "verdict")
+SPEED = (
+    *("file", "n", "p50 ms", "p90 ms", "CPU p50 ms", "cold ms", "peak MB", "time / reference", "says"),
+    *("% of roofline", "verdict"),
+)
+
+
+_WHY = {
+    "energy": ": no meter was read",
+    "throughput": ": `edgetl profile --throughput` measures it",
+    "roofline": ": `edgetl devices calibrate` measures what the device allows",
+}
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,7 @@ def report(run: Path) -> Report:
     made = Report(run, plan["name"], rows, devices, _missing(plan, rows))
     store.write_json(run / "report.json", made.to_json())
     store.write_bytes(run / "report.md", made.markdown().encode())
-    unmeasured = [line.removeprefix("- ") for line in _not_measured(made).splitlines()]
+    unmeasured = [line.removeprefix("- ").replace("`", "") for line in _not_measured(made).splitlines()]
     page.write(Facts(run, plan, rows, devices, made.missing), _sheets(made), unmeasured)
     return made
 
@@ -183,7 +194,7 @@ def _conditions(m: Measurement) -> str:
         "one run of the file without pre-processing, medians of n runs with 95 % intervals over rounds; p90 is "
         "MLPerf's early-stopping estimate; cold is opening the file and its first run; peak is memory beyond the bare "
         "runtime's in MB (10^6 bytes), maximum over rounds; the ratio is paired by round and in "
-        f"{'CPU' if m.config.threads == 1 else 'wall'} time."
+        f"{'CPU' if m.by_cpu_time else 'wall'} time."
     )  # fmt: skip
 
 
@@ -201,6 +212,8 @@ def _speed_cells(m: Measurement) -> list[str]:
         f"{m.cold.load_ms + m.cold.first_ms:.3g}",
         f"{m.memory.peak_delta_max_bytes / 1e6:.1f}",
         _interval(ratio) if ratio else DASH,
+        word(m.comparison),
+        roof(m.roofline),
         m.verdict + flags,
     ]
 
@@ -225,7 +238,9 @@ def _not_measured(made: Report) -> str:
         lines += [f"- {row.title}: latency and memory on {d}" for d in made.devices if d and d not in row.measured]
     if made.devices == (None,):
         lines.append("- latency and memory: no device was measured")
-    lines.append("- energy, throughput and the physical limit of the device")
+    every = [m for row in made.rows for m in row.measured.values()]
+    for what, known in (("energy", "energy"), ("throughput", "throughput"), ("the roofline", "roofline")):
+        lines += [] if any(getattr(m, known) for m in every) else [f"- {what}{_WHY[known]}"]
     return "\n".join(lines)
 
 

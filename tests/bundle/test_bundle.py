@@ -203,6 +203,10 @@ def drop_key(*keys: str) -> Callable[[dict], object]:
         (lambda m: m["inputs"][0].update(shape=["batch", "rows"]), "inputs.0.shape"),
         (lambda m: m["raw"].update(kind="pickle"), "raw.kind"),
         (lambda m: m["cost"].update(macs="many"), "cost.macs"),
+        (lambda m: m["cost"].update(macs=float("nan")), "cost.macs"),
+        (lambda m: m["cost"].update(macs=10**400), "cost.macs"),
+        (lambda m: m["cost"].update(parameters=-1), "cost has a negative count"),
+        (lambda m: m.update(opset="20"), "opset"),
         (lambda m: m["runtime"].update(needs=">=1; rm"), "runtime.needs"),
     ],
 )

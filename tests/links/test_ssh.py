@@ -133,7 +133,8 @@ def test_unknown_and_changed_host_keys_are_named(board: Any, monkeypatch: pytest
     trust(None, "user")
     with pytest.raises(BadHost, match=r"not known here; sent was ssh-ed25519 SHA256:\S+, known is none") as unknown:
         load_device(board.address)
-    assert "ssh-keyscan -p" in unknown.value.fix
+    assert "`ssh -p" in unknown.value.fix
+    assert "with that fingerprint" in unknown.value.fix
     trust("other", "user")
     with pytest.raises(
         Refused, match=r"changed: known is SHA256:(\S+) in .*, sent was ssh-ed25519 SHA256:(?!\1)"

@@ -143,9 +143,11 @@ def test_a_process_that_hangs_is_stopped(
     plugins("hang", "time.sleep(60)")
     monkeypatch.setattr(rounds, "LEAST_S", 0.5)
     monkeypatch.setattr(rounds, "TIMES", 0)
+    before = {p.pid for p in psutil.Process().children(recursive=True)}
     with pytest.raises(BadHost, match="did not finish"):
         profile([make("hang", target="hang", needs=("json", ">=0.1"))], probe(), out=None)
-    assert not [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    left = [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+    assert {p.pid for p in left} <= before
 
 
 @pytest.mark.usefixtures("brief")
@@ -269,3 +271,20 @@ def test_steady_state() -> None:
 def test_modes_need_what_the_percentile_needs() -> None:
     assert rounds.EFFORTS["quick"].window_n >= 64
     assert rounds.EFFORTS["standard"].window_n >= 200
+
+
+@pytest.mark.parametrize("text", ["p90_ms=nan", "p90_ms=-1", "p90_ms=inf", "p90_ms=0"])
+def test_a_gate_that_is_no_limit_is_an_error(text: str) -> None:
+    with pytest.raises(BadInput, match="is no limit"):
+        limits(text)
+
+
+def test_results_that_cannot_be_kept_are_told_before_anything_is_measured(make: Maker, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadHost, match="cannot be written"):
+        profile([make("a")], probe(), out=tmp_path / "file" / "out")
+
+
+def test_a_result_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="nope.json cannot be read"):
+        measurement.read(tmp_path / "nope.json")

@@ -84,6 +84,8 @@ def test_a_device_that_is_elsewhere_is_not_calibrated_here() -> None:
     with pytest.raises(BadHost, match="mips") as error:
         calibrate(elsewhere.model_copy(update={"link": "ssh://pi@board"}), SMALL)
     assert "on local itself" in error.value.fix
+    with pytest.raises(BadHost, match="behind ssh://pi@board"):
+        calibrate(probe().model_copy(update={"link": "ssh://pi@board"}), SMALL)
 
 
 def test_a_working_set_beyond_the_memory_is_refused() -> None:
