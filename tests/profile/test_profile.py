@@ -286,5 +286,5 @@ def test_results_that_cannot_be_kept_are_told_before_anything_is_measured(make: 
 
 
 def test_a_result_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="nope.json cannot be read"):
+    with pytest.raises(BadInput, match=r"nope\.json cannot be read"):
         measurement.read(tmp_path / "nope.json")
