@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgetl.errors import BadInput, Diverged
-from edgetl.methods.optin import Optin, Sampling, distortions
+from edgetl.methods.optin import Optin
+from edgetl.methods.optin.sampling import Sampling, distortions
 from edgetl.methods.optin.score import Trajectory, distort, record, silent
 from edgetl.methods.optin.terms import Draw
 from edgetl.network import cost

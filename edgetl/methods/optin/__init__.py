@@ -14,28 +14,35 @@ Decisions where these are silent, disagree or err:
 - KL(dense || silenced) at temperature 1, summed over the samples, times the constant `lambda_c`;
 - a neuron is silent after its activation, which is right for every activation;
 - MACs count everything that runs, stem and head included, and the budget is never exceeded; a layer may lose all.
+
+Beyond the paper, as options that are off by default:
+- `score: normalised`: the trajectory's distortion is thousands of times the output's, so that a constant weight does
+  nothing; each is divided by its total over all candidates before they are added. 1 is then a weight of equals.
+- `compensate: least_squares`: see compensate.py. The result has ordinary weights.
+- `search: fast`: see fast.py. All units are ranked by gradients, and those near the cut scored exactly.
+- `rounds`: the score of one unit knows nothing of others that go with it. Cut in steps, of equal ratios of the MACs,
+  and score what is left anew.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import nn
 
 from edgetl.errors import BadInput
-from edgetl.methods.optin.score import Distortion, record, score
+from edgetl.methods.optin import fast
+from edgetl.methods.optin.compensate import Sample, compensated
+from edgetl.methods.optin.sampling import Sampling, distortions, fitting, gates, memory, recorded
+from edgetl.methods.optin.score import Distortion, combined, score
 from edgetl.methods.optin.search import search
-from edgetl.methods.optin.terms import Draw
 from edgetl.network import cost
 from edgetl.network.family import Group
 from edgetl.network.network import Network
@@ -56,6 +63,14 @@ class Optin(Step):
     lambda_c: float = Field(0.1, ge=0)  # weight of the output's distortion beside the trajectory's
     tokens: int = Field(768, ge=1)  # positions that the trajectory's distortion compares
     batch: int = Field(32, ge=1)  # samples in one forward: memory and speed
+    score: Literal["paper", "normalised"] = "paper"  # add both distortions as they are, or as shares of their totals
+    search: Literal["exact", "fast"] = "exact"  # score every unit, or rank by gradients and score those near the cut
+    rescore: Share = 0.25  # share of the neurons that the fast search scores exactly, besides all heads
+    rounds: int = Field(1, ge=1, le=4)  # cut in so many steps and score what is left anew after each
+    compensate: Literal["none", "least_squares"] = "none"  # fit what is left of a layer to the outputs it had
+    compensation_samples: int = Field(512, ge=2)  # training samples to fit with, labels unused
+    ridge: float = Field(1e-3, gt=0)  # pull of a fit to the weights as cut, as a share of the mean squared input
+    memory_mb: float = Field(4000, gt=0)  # most memory for scoring beyond the weights; the batch is split to keep it
 
     cuts: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({"trained"})
@@ -63,7 +78,8 @@ class Optin(Step):
 
     def passes(self, rows: int, units: int) -> float:
         """Return about how many forward passes the scores cost: a silent unit runs half of the blocks again."""
-        return 0.5 * self.samples * units
+        each = 0.5 * units if self.search == "exact" else 0.5 * self.rescore * units + 6 * fast.DRAWS
+        return self.samples * each * self.rounds
 
     def run(self, net: Network, ctx: Context) -> Network:
         """Return the network without its least important units.
@@ -71,24 +87,30 @@ class Optin(Step):
         Raises:
             BadInput: the share is below what cannot be cut, there are fewer training samples than asked for, or the
                 family has no heads and no neurons.
+            OutOfResources: scoring needs more memory than `memory_mb`.
             Diverged: the network gives values that are not finite.
 
         """
-        groups = tuple(g for g in net.family.units(net.module) if g.kind in ("heads", "neurons"))
+        groups = _groups(net)
         tokens = ctx.data.mean_tokens()
         prices = cost.prices(net, tokens)
-        budget = self._budget(net, groups, prices, tokens)
-        if budget >= sum(g.count * prices[g.name] for g in groups):
+        budgets = self._budgets(net, groups, prices, tokens)
+        if budgets[-1] >= sum(g.count * prices[g.name] for g in groups):
             log.info("optin: every head and neuron is kept")
             return net
-        scores = _read(self._scored(net, groups, ctx), groups, self.lambda_c)
-        kept = search(groups, scores, prices, budget)
-        for group in groups:
-            log.info("optin: %s: %d of %d kept", group.name, len(kept[group.name]), group.count)
-        return net.edit([g.keep(kept[g.name]) for g in groups if len(kept[g.name]) < g.count])
+        self._check_samples(len(ctx.data.rows("train")))
+        cut = net
+        for budget in budgets:
+            cut = self._cut(cut, budget, prices, ctx)
+            if self.compensate == "least_squares":
+                sample = Sample(self.compensation_samples, self.batch, ctx.seed)
+                cut = compensated(net, cut, ctx.data, sample, self.ridge)
+        return cut
 
-    def _budget(self, net: Network, groups: Sequence[Group], prices: Mapping[str, int], tokens: int | None) -> int:
-        """Return the MACs that are left for units after all that cannot be cut."""
+    def _budgets(
+        self, net: Network, groups: Sequence[Group], prices: Mapping[str, int], tokens: int | None
+    ) -> tuple[int, ...]:
+        """Return the MACs that are left for units after all that cannot be cut, round by round."""
         if not groups:
             raise BadInput(
                 f"{self.name or self.use}: family '{net.family.name}' has no heads and no neurons to cut",
@@ -96,74 +118,79 @@ class Optin(Step):
             )
         dense = cost.macs(net, tokens)
         fixed = dense - sum(g.count * prices[g.name] for g in groups)
-        budget = math.floor(self.keep_macs * dense) - fixed
-        if budget < 0:
+        shares = [self.keep_macs ** (step / self.rounds) for step in range(1, self.rounds + 1)]
+        budgets = tuple(math.floor(share * dense) - fixed for share in shares)
+        if budgets[-1] < 0:
             raise BadInput(
                 f"{self.name or self.use}: keep_macs {self.keep_macs:g} is below the share that cannot be cut, "
                 f"{fixed / dense:.4f}",
                 fix=f"set keep_macs to {math.ceil(fixed / dense * 1e3) / 1e3:g} or more",
             )
-        return budget
+        return budgets
 
-    def _scored(self, net: Network, groups: Sequence[Group], ctx: Context) -> Path:
-        """Return the file of scores, the same one for all branches of this step."""
-        n = len(ctx.data.rows("train"))
-        if self.samples > n:
-            raise BadInput(
-                f"{self.name or self.use}: {self.samples} samples to score with, but the training split holds {n}",
-                fix=f"set samples to {n} or less",
-            )
+    def _check_samples(self, there: int) -> None:
+        """Refuse to draw more samples than there are."""
+        wanted = {"samples": (self.samples, "to score with")}
+        if self.compensate != "none":
+            wanted["compensation_samples"] = (self.compensation_samples, "to compensate with")
+        for field, (count, why) in wanted.items():
+            if count > there:
+                raise BadInput(
+                    f"{self.name or self.use}: {count} samples {why}, but the training split holds {there}",
+                    fix=f"set {field} to {there} or less",
+                )
+
+    def _cut(self, net: Network, budget: int, prices: Mapping[str, int], ctx: Context) -> Network:
+        """Return a copy of the network with as many of its best units as the budget pays for."""
+        groups = _groups(net)
+        if budget >= sum(g.count * prices[g.name] for g in groups):
+            return net.copy()
+        scores = self._scores(self._scored(net, groups, prices, budget, ctx))
+        kept = search(groups, scores, prices, budget)
+        for group in groups:
+            log.info("optin: %s: %d of %d kept", group.name, len(kept[group.name]), group.count)
+        return net.edit([g.keep(kept[g.name]) for g in groups if len(kept[g.name]) < g.count])
+
+    def _scores(self, found: Mapping[str, Distortion]) -> dict[str, NDArray[np.float64]]:
+        return combined(found, self.lambda_c, normalised=self.score == "normalised")
+
+    def _scored(
+        self, net: Network, groups: Sequence[Group], prices: Mapping[str, int], budget: int, ctx: Context
+    ) -> dict[str, Distortion]:
+        """Return the distortions of all units; exact ones are computed once for all branches of this step."""
+        planned = Sampling(self.samples, self.tokens, self.batch, seed=0)
+        exact = self.search == "exact"
+        needed = memory(net, groups, ctx.data, planned, graph=not exact)
+        batch = fitting(needed, self.batch, self.memory_mb * 1e6)
 
         def make(folder: Path, seed: int) -> None:
-            sampling = Sampling(self.samples, self.tokens, self.batch, seed)
-            _write(folder / SCORES, distortions(net, groups, ctx.data, sampling))
+            log.info("scores: about %s", needed.told(batch))
+            sampling = replace(planned, batch=batch, seed=seed)
+            if exact:
+                found = distortions(net, groups, ctx.data, sampling)
+            else:
+                found = self._fast(net, prices, budget, ctx.data, sampling)
+            _write(folder / SCORES, found)
 
-        parts = {"network": net, "samples": self.samples, "tokens": self.tokens, "batch": self.batch}
-        return ctx.once("optin-scores", parts, make) / SCORES
+        parts = {"network": net, "samples": self.samples, "tokens": self.tokens, "batch": batch}
+        if not exact:  # what is scored exactly depends on where the cut is
+            parts |= {"rescore": self.rescore, "score": self.score, "lambda_c": self.lambda_c, "budget": budget}
+        return _read(ctx.once("optin-scores", parts, make) / SCORES, groups)
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """What the units are scored on."""
-
-    samples: int  # training samples
-    tokens: int  # positions of them that the manifold term compares
-    batch: int  # samples in one forward
-    seed: int
-
-
-def distortions(net: Network, groups: Sequence[Group], data: Data, sampling: Sampling) -> dict[str, Distortion]:
-    """Return what silencing each unit does, by group.
-
-    Raises:
-        Diverged: the network gives values that are not finite.
-
-    """
-    rows = _drawn(data, sampling)
-    blocks = {path: net.at(path) for path in net.family.stages(net.module)}
-    gates = {g.name: net.at(g.gate) for g in groups}
-    with _placed(net.module) as device:
-        inputs = [data.batch(rows[i : i + sampling.batch], device) for i in range(0, len(rows), sampling.batch)]
-        trajectory = record(net.module, net.family, blocks, inputs, Draw(sampling.tokens, sampling.seed))
-        return score(trajectory, groups, gates)
+    def _fast(
+        self, net: Network, prices: Mapping[str, int], budget: int, data: Data, sampling: Sampling
+    ) -> dict[str, Distortion]:
+        """Return estimated distortions, exact ones near the cut."""
+        groups = _groups(net)
+        with recorded(net, data, sampling) as trajectory:
+            rough = fast.estimate(trajectory, groups, gates(net, groups), sampling.seed)
+            chosen = fast.near(groups, self._scores(rough), prices, budget, self.rescore)
+            log.info("scores: %d of %d units exactly", sum(map(len, chosen.values())), sum(g.count for g in groups))
+            return fast.merged(groups, rough, score(trajectory, groups, gates(net, groups), chosen), chosen)
 
 
-def _drawn(data: Data, sampling: Sampling) -> NDArray[np.int64]:
-    """Return training rows; texts by length, so that little padding is computed."""
-    rows = np.random.default_rng(sampling.seed).choice(data.rows("train"), size=sampling.samples, replace=False)
-    mask = data.prepared.inputs.get("attention_mask")
-    return rows if mask is None else rows[np.argsort(mask[rows].sum(axis=1, dtype=np.int64), kind="stable")]
-
-
-@contextmanager
-def _placed(module: nn.Module) -> Iterator[torch.device]:
-    """Put the module on the accelerator, where there is one, while open."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module.to(device)
-    try:
-        yield device
-    finally:
-        module.to("cpu")
+def _groups(net: Network) -> tuple[Group, ...]:
+    return tuple(g for g in net.family.units(net.module) if g.kind in ("heads", "neurons"))
 
 
 def _write(file: Path, found: Mapping[str, Distortion]) -> None:
@@ -171,10 +198,9 @@ def _write(file: Path, found: Mapping[str, Distortion]) -> None:
     np.savez(file, allow_pickle=False, **terms, **{f"{name}.output": d.output for name, d in found.items()})
 
 
-def _read(file: Path, groups: Sequence[Group], lambda_c: float) -> dict[str, NDArray[np.float64]]:
-    """Return the scores by group: manifold + lambda_c * output (Algorithm 1, line 7)."""
+def _read(file: Path, groups: Sequence[Group]) -> dict[str, Distortion]:
     with np.load(file, allow_pickle=False) as stored:
-        return {g.name: stored[f"{g.name}.manifold"] + lambda_c * stored[f"{g.name}.output"] for g in groups}
+        return {g.name: Distortion(stored[f"{g.name}.manifold"], stored[f"{g.name}.output"]) for g in groups}
 
 
 PLUGIN = Optin

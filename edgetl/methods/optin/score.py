@@ -94,19 +94,19 @@ def record(
         BadInput: the blocks of the family do not follow one another directly.
 
     """
-    heard = [_listen(module, family, blocks, one) for one in inputs]
-    rows = draw.rows([_valid(one, entry) for one, (entry, _, _) in zip(inputs, heard, strict=True)])
+    heard = [listen(module, family, blocks, one) for one in inputs]
+    rows = draw.rows([valid(one, entry) for one, (entry, _, _) in zip(inputs, heard, strict=True)])
     batches = tuple(
-        Batch(one, entry, calls, picked, _log_p(logits))
+        Batch(one, entry, calls, picked, log_p(logits))
         for one, (entry, calls, logits), picked in zip(inputs, heard, rows, strict=True)
     )
     bare = Trajectory(module, family, blocks, batches, ())
-    points, log_p = _walk(bare, 0, [b.entry for b in batches])
+    points, answers = walk(bare, 0, [b.entry for b in batches])
     places = (*(f"block {name}" for name in blocks), "the classifier")
-    for place, values in zip(places, (*points, torch.cat(log_p)), strict=True):
+    for place, values in zip(places, (*points, torch.cat(answers)), strict=True):
         if not torch.isfinite(values).all():
             raise _diverged(place)
-    if not all(torch.allclose(b.log_p, q, rtol=1e-4, atol=1e-4) for b, q in zip(batches, log_p, strict=True)):
+    if not all(torch.allclose(b.log_p, q, rtol=1e-4, atol=1e-4) for b, q in zip(batches, answers, strict=True)):
         raise BadInput(
             f"the blocks of family '{family.name}' do not follow one another directly, so optin cannot score them",
             fix="let the family's stages() name only blocks whose input is the output of the one before",
@@ -115,13 +115,19 @@ def record(
 
 
 @torch.no_grad()
-def score(trajectory: Trajectory, groups: Sequence[Group], gates: Mapping[str, nn.Module]) -> dict[str, Distortion]:
-    """Return the distortions of all units by group.
+def score(
+    trajectory: Trajectory,
+    groups: Sequence[Group],
+    gates: Mapping[str, nn.Module],
+    only: Mapping[str, Sequence[int]] | None = None,
+) -> dict[str, Distortion]:
+    """Return the distortions of all units by group, or of just some of them.
 
     Args:
         trajectory: of the dense network.
         groups: whose units are silenced one by one.
         gates: by group, the layer whose input (last axis) carries its units.
+        only: by group, the units to silence; all where it is left out.
 
     Raises:
         Diverged: a unit's distortion is not finite.
@@ -129,13 +135,25 @@ def score(trajectory: Trajectory, groups: Sequence[Group], gates: Mapping[str, n
     """
     found: dict[str, Distortion] = {}
     depth = len(trajectory.blocks)
-    progress = Progress(sum(g.count * (depth - g.stage) for g in groups))
+    units = {g.name: range(g.count) if only is None else only[g.name] for g in groups}
+    progress = Progress(sum(len(units[g.name]) * (depth - g.stage) for g in groups))
     hidden = [b.entry for b in trajectory.batches]
     for stage, block in enumerate(trajectory.blocks.values()):
         for group in (g for g in groups if g.stage == stage):
-            found[group.name] = _score_group(trajectory, group, gates[group.name], hidden, progress)
+            found[group.name] = _score_group(trajectory, group, gates[group.name], units[group.name], hidden, progress)
         hidden = [b.calls[stage](block, h) for b, h in zip(trajectory.batches, hidden, strict=True)]
     return found
+
+
+def combined(
+    found: Mapping[str, Distortion], weight: float, *, normalised: bool = False
+) -> dict[str, NDArray[np.float64]]:
+    """Return the scores by group: manifold + weight * output (Algorithm 1, line 7), or of their shares of all units."""
+    manifold = output = 1.0
+    if normalised:
+        manifold = math.fsum(float(d.manifold.sum()) for d in found.values()) or 1.0
+        output = math.fsum(float(d.output.sum()) for d in found.values()) or 1.0
+    return {name: d.manifold / manifold + weight * (d.output / output) for name, d in found.items()}
 
 
 def distort(trajectory: Trajectory, stage: int, hidden: Sequence[Tensor]) -> tuple[float, float]:
@@ -150,7 +168,7 @@ def distort(trajectory: Trajectory, stage: int, hidden: Sequence[Tensor]) -> tup
 
     """
     first = min(stage + 1, len(trajectory.blocks) - 1)
-    points, log_q = _walk(trajectory, stage, hidden)
+    points, log_q = walk(trajectory, stage, hidden)
     pairs = list(zip(points, trajectory.points[stage:], strict=True))
     manifold = math.fsum(manifold_distance(s, t) for s, t in pairs[first - stage :])
     output = math.fsum(divergence(b.log_p, q) for b, q in zip(trajectory.batches, log_q, strict=True))
@@ -195,10 +213,15 @@ class Progress:
 
 
 def _score_group(
-    trajectory: Trajectory, group: Group, gate: nn.Module, hidden: Sequence[Tensor], progress: Progress
+    trajectory: Trajectory,
+    group: Group,
+    gate: nn.Module,
+    units: Sequence[int],
+    hidden: Sequence[Tensor],
+    progress: Progress,
 ) -> Distortion:
     rows = []
-    for unit in range(group.count):
+    for unit in units:
         with silent(gate, group, unit):
             rows.append(distort(trajectory, group.stage, hidden))
         if not np.isfinite(rows[-1]).all():
@@ -208,9 +231,7 @@ def _score_group(
     return Distortion(manifold, output)
 
 
-def _walk(
-    trajectory: Trajectory, stage: int, hidden: Sequence[Tensor]
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def walk(trajectory: Trajectory, stage: int, hidden: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Return the (K, D) points of the blocks from `stage` on and the (B, labels) log-probabilities of each batch."""
     blocks = list(trajectory.blocks.values())
     points: list[list[Tensor]] = [[] for _ in blocks[stage:]]
@@ -220,11 +241,11 @@ def _walk(
         for z in range(stage, len(blocks)):
             h = batch.calls[z](blocks[z], h)
             points[z - stage].append(F.normalize(h.flatten(0, 1)[batch.rows], dim=-1))
-        log_q.append(_log_p(trajectory.family.finish(trajectory.module, h, batch.inputs)))
+        log_q.append(log_p(trajectory.family.finish(trajectory.module, h, batch.inputs)))
     return tuple(torch.cat(p) for p in points), tuple(log_q)
 
 
-def _listen(
+def listen(
     module: nn.Module, family: Family, blocks: Mapping[str, nn.Module], inputs: Mapping[str, Tensor]
 ) -> tuple[Tensor, tuple[Call, ...], Tensor]:
     """Return the first block's input, how each block was called, and the logits of one full forward."""
@@ -243,14 +264,15 @@ def _listen(
     return entries[0], tuple(calls), logits
 
 
-def _valid(inputs: Mapping[str, Tensor], entry: Tensor) -> Tensor:
+def valid(inputs: Mapping[str, Tensor], entry: Tensor) -> Tensor:
     """Return the rows of the (B * T, D) hidden state that are not padding."""
     mask = inputs.get("attention_mask")
     everything = torch.ones(entry.shape[:2], dtype=torch.bool, device=entry.device)
     return (everything if mask is None else mask.bool()).flatten().nonzero().squeeze(1)
 
 
-def _log_p(logits: Tensor) -> Tensor:
+def log_p(logits: Tensor) -> Tensor:
+    """Return (B, labels) log-probabilities in float64."""
     return logits.double().log_softmax(dim=-1)
 
 
