@@ -134,15 +134,14 @@ def _measure(folder: Path, job: str, say: Say) -> list[Json]:
     _log(say)
     spec = json.loads((folder / "files" / job).read_bytes())
     bundles = _bundles(folder, spec["bundles"])
-    with _alone(folder.parent / "measuring.lock", say):
-        found = profile(
-            bundles,
-            Device.model_validate(spec["device"]),
-            out=None,
-            mode=spec["mode"],
-            seed=spec["seed"],
-            baseline=None if spec["baseline"] is None else bundles[spec["baseline"]],
-        )
+    found = profile(
+        bundles,
+        Device.model_validate(spec["device"]),
+        out=None,
+        mode=spec["mode"],
+        seed=spec["seed"],
+        baseline=None if spec["baseline"] is None else bundles[spec["baseline"]],
+    )
     return [one.to_json() for one in found]
 
 
@@ -219,18 +218,6 @@ def _log(say: Say) -> None:
     logger = logging.getLogger("edgetl")
     logger.setLevel(logging.INFO)
     logger.handlers, logger.propagate = [Lines()], False
-
-
-@contextlib.contextmanager
-def _alone(path: Path, say: Say) -> Iterator[None]:
-    """Wait until no other run measures on this device."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say({"event": "log", "text": "profile: waiting for another profile to end"})
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager

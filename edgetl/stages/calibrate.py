@@ -19,6 +19,7 @@ import psutil
 from edgetl import device as devices
 from edgetl import intervals, machine, noise, remote
 from edgetl._peak import Job, Kind
+from edgetl.alone import alone
 from edgetl.device import Device, Floor, Roofline
 from edgetl.errors import BadHost, BadInput, EdgetlError, OutOfResources, Refused
 from edgetl.intervals import Interval
@@ -72,7 +73,8 @@ def calibrate(device: Device, effort: Effort | None = None, seed: int = 0) -> De
     jobs = _jobs(device, effort, cache)
     before = noise.state()
     _undisturbed(before, before)
-    rates = _rounds(jobs, effort, seed)
+    with alone():
+        rates = _rounds(jobs, effort, seed)
     _undisturbed(before, noise.state())
     found = {name: value for name in jobs if (value := _mean(rates[name])) is not None}
     ratio = intervals.paired_ratio(rates[AGAIN], rates[FP32])

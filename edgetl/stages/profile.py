@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import math
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +14,7 @@ import numpy as np
 
 from edgetl import comparison, gates, measurement, raw, remote, rounds, store, throughput
 from edgetl import device as devices
+from edgetl.alone import alone
 from edgetl.bundle import open_bundle, read_golden
 from edgetl.device import Device
 from edgetl.errors import BadHost, BadInput, EdgetlError, GateMissed
@@ -75,8 +73,7 @@ def profile(
         devices.require_here(device)
         if device.link != LOCAL:
             LOG.info("profile: this machine bears the name of %s, so it is measured here", device.name)
-    lock = nullcontext() if away else _alone(device.name)  # another machine keeps its own, which may be this one's
-    with tempfile.TemporaryDirectory(prefix="edgetl-profile-") as scratch, lock:
+    with tempfile.TemporaryDirectory(prefix="edgetl-profile-") as scratch:
         wanted = [_subject(path, Path(scratch)) for path in dict.fromkeys(p.resolve() for p in bundles)]
         base = None if baseline is None else _subject(baseline.resolve(), Path(scratch))
         subjects = list({s.sha256: s for s in ([base] if base else []) + wanted}.values())
@@ -85,11 +82,12 @@ def profile(
         # What another machine measured is known by its own kernel and versions, which are not known here.
         found = _finished(paths) if out and not away else None
         if found is None:
-            if away:
+            if away:  # the device sees to it that it measures one thing at a time
                 there = remote.measure(subjects, base, device, mode, seed, paths if out else None)
                 made = [Measured(one, ()) for one in there]
             else:
-                made = rounds.measure(subjects, base, device, mode, seed)
+                with alone():
+                    made = rounds.measure(subjects, base, device, mode, seed)
             found = [_kept(one, path if out else None) for one, path in zip(made, paths, strict=True)]
     by_sha = {m.bundle.sha256: m for m in found}
     return [by_sha[s.sha256] for s in wanted]
@@ -128,7 +126,7 @@ def add_throughput(
 
     """
     done = []
-    with tempfile.TemporaryDirectory(prefix="edgetl-profile-") as scratch, _alone(device.name):
+    with tempfile.TemporaryDirectory(prefix="edgetl-profile-") as scratch, alone():
         subjects = {s.sha256: s for s in (_subject(path, Path(scratch)) for path in bundles)}
         for m in measurements:
             subject = subjects[m.bundle.sha256]
@@ -282,24 +280,3 @@ def _finished(paths: Sequence[Path]) -> list[Measurement] | None:
         return None
     same = len({m.run.id for m in found}) == 1 and all(m.verdict != "invalid" for m in found)
     return found if same else None
-
-
-@contextmanager
-def _alone(device: str) -> Iterator[None]:
-    """Wait until no other profile of this user runs on the device."""
-    runtime, cache = os.environ.get("XDG_RUNTIME_DIR"), os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(runtime if runtime and Path(runtime).is_dir() else cache) / "edgetl"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(folder / f"{device}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    except OSError as e:
-        raise BadHost(f"{folder} cannot be written: {e.strerror}", fix="set XDG_CACHE_HOME to a folder of yours") from e
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            LOG.info("profile: waiting for another profile on %s to end", device)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
