@@ -27,7 +27,7 @@ from edgetl.bundle import open_bundle, read_golden
 from edgetl.device import probe
 from edgetl.machine import cpu_model, usable_cpus
 from edgetl.measurement import identity
-from edgetl.rounds import Bench, Effort, Samples, interleave
+from edgetl.rounds import Bench, Effort, Samples, interleave, pinned
 from edgetl.summary import Subject
 
 ROOT = Path(__file__).parents[1]
@@ -124,7 +124,7 @@ def subject(folder: Path, scratch: Path) -> Subject:
 def compared(reference: Subject, other: Subject, seed: int) -> Row:
     """One comparison, by paired rounds and by pooled means."""
     effort = Effort(ROUNDS, ROUNDS, 0, math.inf, math.inf, WARMUP_S, WARMUP_N, WINDOW_S, WINDOW_N, CAP_S, steady=False)
-    samples = interleave({"base": reference, "other": other}, Bench(probe(), effort, seed))
+    samples = interleave({"base": reference, "other": other}, Bench(pinned(probe()), effort, seed))
     ratio = intervals.geometric_mean(summary.ratios(samples["base"], samples["other"], cpu=True))
     return {
         "paired": {**cell(ratio), "word": comparing.word(ratio, None)},

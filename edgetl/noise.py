@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,9 @@ FAILED = 0.20
 """Above this share of failed rounds a measurement is invalid."""
 
 THERMAL = "/sys/class/thermal"
+TURNS, REPEATS = 1000, 10
+"""How often cores are tried, all of them together, and pieces of work at each turn."""
+
 FATAL = frozenset({"throttled", "battery"})
 
 UNSTEADY = {"cpu": 0.05, "gpu": 0.025}
@@ -83,6 +89,30 @@ def throttled(before: State, after: State) -> bool:
     words = [int(s.throttle_word, 16) if s.throttle_word else 0 for s in (before, after)]
     now = any(word & _THROTTLE_BITS for word in words)
     return now or words[0] != words[1] or after.throttle_count > before.throttle_count
+
+
+def quietest(cpus: Sequence[int]) -> int:
+    """Return the core on which a short piece of work costs least CPU time, on average over half a second.
+
+    On a shared host one core may share its caches and units with a busy neighbour and another not: processes that
+    land on either then differ by tens of percent, in CPU time too. The work is spread over the time, core by core in
+    turn; where the system cannot pin a process, it is the first core.
+    """
+    if len(cpus) < 2 or not hasattr(os, "sched_setaffinity"):
+        return cpus[0]
+    before, spent = os.sched_getaffinity(0), dict.fromkeys(cpus, 0)
+    data = bytes(1 << 16)
+    try:
+        for _ in range(max(3, TURNS // len(cpus))):
+            for cpu in cpus:
+                os.sched_setaffinity(0, {cpu})
+                start = time.thread_time_ns()
+                for _ in range(REPEATS):
+                    hashlib.sha256(data)
+                spent[cpu] += time.thread_time_ns() - start
+    finally:
+        os.sched_setaffinity(0, before)
+    return min(spent, key=lambda cpu: spent[cpu])
 
 
 def flags(seen: Disturbance) -> list[str]:

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias
 from edgetl import __version__, comparing, intervals, noise, summary
 from edgetl._probe import SAMPLES, Job
 from edgetl.comparing import Baseline
-from edgetl.device import Device
+from edgetl.device import Device, usable_cpus
 from edgetl.errors import BadHost, BadInput
 from edgetl.instruments import NONE, Instruments, instruments
 from edgetl.intervals import Interval
@@ -94,6 +94,7 @@ class Bench:
 
 def measure(subjects: Sequence[Subject], base: Subject | None, device: Device, mode: Mode, seed: int) -> list[Measured]:
     """Return one measurement for each subject, all of one run; the ratio to `base`, one of them, is paired by round."""
+    device = pinned(device)
     bench = Bench(device, EFFORTS[mode], seed, instruments(device))
     start, before = time.monotonic(), noise.state()
     started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -118,6 +119,14 @@ def measure(subjects: Sequence[Subject], base: Subject | None, device: Device, m
         )
         for s in subjects
     ]
+
+
+def pinned(device: Device) -> Device:
+    """Return the device with only its quietest core where one thread runs, so that no process lands on another."""
+    cpus = device.cpus or usable_cpus()
+    if device.threads > 1 or len(cpus) < 2:
+        return device
+    return device.model_copy(update={"cpus": (noise.quietest(cpus),)})
 
 
 def interleave(slots: Mapping[str, Subject], bench: Bench) -> Samples:

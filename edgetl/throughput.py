@@ -14,7 +14,7 @@ from edgetl.capacity import Batch, Throughput
 from edgetl.device import Device
 from edgetl.errors import BadHost, OutOfResources
 from edgetl.probing import Sample, probe
-from edgetl.rounds import EFFORTS, check_provider, job_of, timeout_s
+from edgetl.rounds import EFFORTS, check_provider, job_of, pinned, timeout_s
 from edgetl.summary import Subject
 
 LOG = logging.getLogger("edgetl")
@@ -43,7 +43,7 @@ def sweep(subject: Subject, device: Device, seed: int) -> Throughput:
         OutOfResources: there is no memory for one item.
 
     """
-    most, draw = _largest(subject), random.Random(seed)
+    most, draw, device = _largest(subject), random.Random(seed), pinned(device)
     rates: list[Batch] = []
     stopped: Stopped | None = None
     while stopped is None:

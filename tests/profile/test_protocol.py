@@ -255,3 +255,11 @@ def test_twenty_real_comparisons_of_a_model_with_itself(make: Maker, monkeypatch
     ends = [profile([bundle], probe(), out=None, mode="standard", seed=i, baseline=bundle)[0].noise for i in range(20)]
     held = sum(n.aa_ratio_ci95 is not None and n.aa_ratio_ci95[0] <= 1 <= n.aa_ratio_ci95[1] for n in ends)
     assert held >= 16  # of 20 at 95 %, fewer come by chance once in 400
+
+
+def test_one_thread_is_kept_on_one_core_and_the_parent_on_all() -> None:
+    before = os.sched_getaffinity(0)
+    device = probe()
+    assert len(rounds.pinned(device).cpus or ()) == 1
+    assert os.sched_getaffinity(0) == before
+    assert rounds.pinned(device.model_copy(update={"threads": 2})).cpus == device.cpus
