@@ -34,9 +34,10 @@ ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "benchmarks"
 RESULT = Path(__file__).parent / "results" / "repeatability.json"
 COMPARISONS, QUICK_COMPARISONS = 100, 12
-ROUNDS = 10
-WARMUP_S, WARMUP_N, WINDOW_S, WINDOW_N, CAP_S = 0.1, 3, 0.2, 64, 10.0
-SECONDS_A_COMPARISON, SECONDS_OF_MAKING = 14, 60
+ROUNDS = 5
+WARMUP_S, WARMUP_N, WINDOW_S, WINDOW_N, CAP_S = 0.2, 3, 2.0, 64, 10.0
+"""Neighbours on a shared host slow a core for up to a second or two: a shorter window can lie within such a burst."""
+SECONDS_A_COMPARISON, SECONDS_OF_MAKING = 27, 60
 LEAST_HELD, MOST_HELD, MOST_HALF_WIDTH = 90.0, 99.0, 3.0
 REFERENCE, STUDENT = "dense", "optin-0.4"
 DEMO = ("steps.dense.schedule.epochs=1", "steps.recover.schedule.epochs=1", "steps.optin.keep_macs=0.4")

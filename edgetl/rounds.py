@@ -56,7 +56,7 @@ class Effort:
 
 
 EFFORTS: dict[Mode, Effort] = {
-    "quick": Effort(3, 15, 0.02, 20, 45, 0.2, 3, 0.4, 64, 30, False),
+    "quick": Effort(3, 15, 0.02, 20, 45, 0.2, 3, 1.0, 64, 30, False),
     "standard": Effort(5, 15, 0.02, 120, 240, 1.0, 10, 3.0, 200, 30, True, True),
     "certify": Effort(7, 25, 0.01, 3600, 7200, 3.0, 10, 60.0, 200, 120, True, True, 600.0, 1 << 20),
 }
