@@ -86,7 +86,7 @@ def test_a_process_may_take_twenty_times_what_is_expected(make: Maker) -> None:
 
     subject = Subject(open_bundle(make("patient")), "0" * 64, "x", Path(), {}, 1)
     job = rounds.job_of(subject, probe(), rounds.EFFORTS["quick"])
-    assert rounds.timeout_s(job, None) == pytest.approx(20 * 5.6)
+    assert rounds.timeout_s(job, None) == pytest.approx(20 * 6.2)
     assert rounds.timeout_s(job, 30.0) == 600
     assert rounds.timeout_s(replace(job, warmup_s=0, window_s=0), None) >= 60
 
