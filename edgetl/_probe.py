@@ -10,7 +10,6 @@ import gc
 import importlib
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from edgetl import plugins
 from edgetl.bundle import open_bundle, open_session
 from edgetl.errors import BadHost, EdgetlError, OutOfResources
+from edgetl.lifeline import end_with_parent
 from edgetl.types import Feed, Json
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _fail(out: int, error: EdgetlError) -> NoReturn:
 
 
 def _measure(job: Job, out: int) -> None:
-    _end_with_parent()
+    end_with_parent()
     if job.cpus is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, job.cpus)
     runtime = _import_runtime(job.target)
@@ -231,15 +231,6 @@ def _reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5", "ascii")
     except OSError:
         return  # the peak then includes the imports, which is above the truth, never below
-
-
-def _end_with_parent() -> None:
-    """Have the kernel end this process when the one that waits for it dies, however that happens."""
-    if sys.platform == "linux":
-        import ctypes
-
-        set_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
 
 
 def _others() -> int:

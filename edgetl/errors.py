@@ -11,7 +11,7 @@ EdgetlError            1  (only its children are raised)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 EXIT_CODES = (
@@ -79,3 +79,9 @@ class Diverged(EdgetlError):
     """Training produced a loss or weights that are not finite."""
 
     code = 7
+
+
+MEASURING: Mapping[int, type[EdgetlError]] = {
+    kind.code: kind for kind in (BadInput, GateMissed, BadHost, Refused, OutOfResources)
+}
+"""What a process that measures may end with, by its exit code."""

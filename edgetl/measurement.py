@@ -218,12 +218,17 @@ class Measurement(Record):
 
     @property
     def by_cpu_time(self) -> bool:
-        """Whether comparisons use CPU time: at one thread of a processor; a GPU's work is not in it."""
-        return self.config.threads == 1 and self.device.kind in ("cpu", "android")
+        """Whether comparisons use CPU time."""
+        return by_cpu_time(self.config.threads, self.device.kind)
 
     def to_json(self) -> dict[str, Json]:
         """Return the plain data of the file."""
         return self.model_dump(mode="json")
+
+
+def by_cpu_time(threads: int, kind: str) -> bool:
+    """Say whether CPU time is what counts: at one thread it leaves out the waiting for others; a GPU has none."""
+    return threads == 1 and kind in ("cpu", "android")
 
 
 def timing(m: Measurement) -> Timing:

@@ -17,7 +17,7 @@ from typing import IO
 
 from edgetl import limits
 from edgetl._probe import Job
-from edgetl.errors import BadHost, BadInput, EdgetlError, GateMissed, OutOfResources, Refused
+from edgetl.errors import MEASURING, BadHost, EdgetlError, OutOfResources, Refused
 from edgetl.instruments import NONE, Instruments, Readings
 from edgetl.plugins import FOLDERS_VARIABLE
 from edgetl.types import Json
@@ -39,7 +39,6 @@ KEPT = (
 """The only variables that a measuring process inherits."""
 
 GRACE_S = 5.0
-_KINDS: Mapping[int, type[EdgetlError]] = {e.code: e for e in (BadInput, GateMissed, BadHost, Refused, OutOfResources)}
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 def _explained(code: int, last: Mapping[str, Json], bundle: str, errors: str) -> EdgetlError:
     """Return the error that the end of a measuring process means."""
     if last["phase"] == "error":
-        return _KINDS.get(code, BadHost)(f"{bundle}: {last['problem']}", fix=last["fix"])
+        return MEASURING.get(code, BadHost)(f"{bundle}: {last['problem']}", fix=last["fix"])
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
         fix = "free memory, or use a smaller artifact"
         return OutOfResources(f"{bundle}: the system killed the measuring process, most likely for memory", fix=fix)

@@ -70,8 +70,8 @@ def medians(samples: Iterable[Sample | None], *, cpu: bool) -> list[float]:
 
 
 def by_cpu_time(device: Device) -> bool:
-    """Say whether CPU time is what counts: at one thread it leaves out the waiting for others; a GPU has none."""
-    return device.threads == 1 and device.kind in ("cpu", "android")
+    """Say whether CPU time is what counts on a device."""
+    return measurement.by_cpu_time(device.threads, device.kind)
 
 
 def judged(samples: Iterable[Sample | None], *, cpu: bool) -> Interval:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from edgetl.device import Device
-from edgetl.errors import BadHost, BadInput, EdgetlError, GateMissed, OutOfResources, Refused
+from edgetl.errors import MEASURING, BadHost, EdgetlError, Refused
 from edgetl.links import plain
 from edgetl.measurement import Measurement
 from edgetl.types import Json
@@ -23,7 +23,6 @@ TEXT = 500
 MOST = 1 << 63
 """Whole numbers stay below: sums and quotients of larger ones need not be numbers."""
 
-_KINDS: Mapping[int, type[EdgetlError]] = {e.code: e for e in (BadInput, GateMissed, BadHost, Refused, OutOfResources)}
 _FLAG = re.compile(r"[a-z0-9_]{1,40}")
 
 
@@ -149,7 +148,7 @@ def _error(address: str, told: Json) -> EdgetlError:
     code, problem, fix = (told.get(key) if isinstance(told, dict) else None for key in ("code", "problem", "fix"))
     if not isinstance(code, int) or not isinstance(problem, str) or not isinstance(fix, str):
         return _wrong(address, "an error that is none")
-    return _KINDS.get(code, BadHost)(f"{address}: {plain(problem)}", fix=plain(fix))
+    return MEASURING.get(code, BadHost)(f"{address}: {plain(problem)}", fix=plain(fix))
 
 
 def _wrong(address: str, what: str) -> Refused:

@@ -21,7 +21,7 @@ from edgetl import intervals, machine, noise, remote
 from edgetl._peak import Job, Kind
 from edgetl.alone import alone
 from edgetl.device import Device, Floor, Roofline
-from edgetl.errors import BadHost, BadInput, EdgetlError, OutOfResources, Refused
+from edgetl.errors import MEASURING, BadHost, EdgetlError, OutOfResources
 from edgetl.intervals import Interval
 from edgetl.probing import KEPT
 from edgetl.types import Json
@@ -36,8 +36,6 @@ UNITS: Mapping[str, str] = {FP32: "GFLOP/s", INT8: "GOP/s", MEMORY: "GB/s", CACH
 
 LEAST_SET, BLIND_SET = 64 << 20, 256 << 20
 """Bytes streamed to measure the memory, at least; and where the size of the caches is unknown."""
-
-_KINDS: Mapping[int, type[EdgetlError]] = {e.code: e for e in (BadInput, BadHost, Refused, OutOfResources)}
 
 
 @dataclass(frozen=True)
@@ -183,7 +181,7 @@ def _rate(name: str, job: Job, pad: int) -> float:
 
 def _explained(name: str, code: int, said: Mapping[str, str], errors: str) -> EdgetlError:
     if "problem" in said:
-        return _KINDS.get(code, BadHost)(f"{name}: {said['problem']}", fix=said["fix"])
+        return MEASURING.get(code, BadHost)(f"{name}: {said['problem']}", fix=said["fix"])
     if code == -signal.SIGKILL:
         return OutOfResources(f"{name}: the system killed the process, most likely for memory", fix="free memory")
     last = (errors.strip().splitlines() or [f"code {code}"])[-1][:200]

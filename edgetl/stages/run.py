@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgetl import lifeline
 from edgetl.errors import BadInput, EdgetlError, OutOfResources
 
 GOES_ON = {
@@ -82,15 +83,9 @@ def bundles(where: Path) -> list[Path]:
 def end_with_parent() -> bool:
     """Return whether this is a stage; a stage is ended by the kernel with the run that started it."""
     parent = os.environ.pop(PARENT, "")
-    if not parent or sys.platform != "linux":
-        return bool(parent)
-    import ctypes
-
-    set_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
-    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
-    if os.getppid() != int(parent):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return True
+    if parent:
+        lifeline.end_with_parent(int(parent))
+    return bool(parent)
 
 
 def _worked_on(run: Path) -> float:
