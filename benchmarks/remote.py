@@ -14,7 +14,8 @@ import random
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+
+from _results import Row, finished, keep
 
 from edgetl import intervals
 from edgetl.device import Device, load_device
@@ -26,8 +27,6 @@ PAIRS, QUICK_PAIRS = 20, 4
 SECONDS_A_PAIR = 20
 SEED = 0
 LOW, HIGH = 0.95, 1.05
-
-Row = dict[str, Any]
 
 
 def main() -> None:
@@ -80,26 +79,13 @@ def conditions(pairs: int, bundle: Path) -> Row:
     }
 
 
-def finished(out: Path, now: Row) -> list[Row]:
-    """The pairs that an earlier run wrote under the same conditions."""
-    if not out.is_file():
-        return []
-    before = json.loads(out.read_text("utf-8"))
-    rows: list[Row] = before["rows"] if before["conditions"] == now else []
-    return rows
-
-
 def write(out: Path, now: Row, rows: list[Row]) -> None:
     """Write what is finished; the whole interval has to lie within the goal."""
     ratio = intervals.paired_ratio([row["ssh"] for row in rows], [row["local"] for row in rows])
     ends = {"value": ratio.value, "low": ratio.low, "high": ratio.high} if len(rows) > 1 else {}
     met = len(rows) == now["pairs"] and ratio.low >= LOW and ratio.high <= HIGH
     target = {"name": "CPU time over ssh / local", "goal": [LOW, HIGH], **ends, "met": met}
-    text = json.dumps({"schema_version": 1, "conditions": now, "rows": rows, "targets": [target]}, indent=1)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_suffix(".tmp")
-    temporary.write_text(text + "\n", "utf-8")
-    temporary.replace(out)
+    keep(out, now, rows, [target])
 
 
 def show(out: Path) -> None:

@@ -18,9 +18,9 @@ import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from _results import Row, finished, keep
 
 from edgetl import comparing, intervals, summary
 from edgetl.bundle import open_bundle, read_golden
@@ -41,8 +41,6 @@ SECONDS_A_COMPARISON, SECONDS_OF_MAKING = 27, 60
 LEAST_HELD, MOST_HELD, MOST_HALF_WIDTH = 90.0, 99.0, 3.0
 REFERENCE, STUDENT = "dense", "optin-0.4"
 DEMO = ("steps.dense.schedule.epochs=1", "steps.recover.schedule.epochs=1", "steps.optin.keep_macs=0.4")
-
-Row = dict[str, Any]
 
 
 def main() -> None:
@@ -87,15 +85,6 @@ def conditions(wanted: int) -> Row:
         "model": f"{REFERENCE} of the demo, one epoch",
         "interval": "95 %, Student's t on the logarithms of the ratios of the rounds' medians",
     }
-
-
-def finished(out: Path, now: Row) -> list[Row]:
-    """The rows that an earlier run wrote under the same conditions."""
-    if not out.is_file():
-        return []
-    before = json.loads(out.read_text("utf-8"))
-    rows: list[Row] = before["rows"] if before["conditions"] == now else []
-    return rows
 
 
 def made(student: str) -> Path:
@@ -166,11 +155,7 @@ def write(out: Path, now: Row, rows: Sequence[Row]) -> None:
         name = f"{way}: median half-width, %"
         rounded = {key: round(value, 2) for key, value in ends.items()}
         targets.append({"name": name, "goal": MOST_HALF_WIDTH, **rounded, "met": whole and middle <= MOST_HALF_WIDTH})
-    text = json.dumps({"schema_version": 1, "conditions": now, "rows": rows, "targets": targets}, indent=1)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_suffix(".tmp")
-    temporary.write_text(f"{text}\n", "utf-8")
-    temporary.replace(out)
+    keep(out, now, rows, targets)
 
 
 def show(result: Row) -> None:

@@ -8,7 +8,6 @@ the process) and peak resident memory. Both processes of a pair run next to each
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import random
@@ -18,9 +17,9 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from _results import Row, finished, keep
 from PIL import Image
 
 from edgetl.device import cpu_model, usable_cpus
@@ -64,8 +63,6 @@ edgetl.load(sys.argv[1]).predict(sys.argv[2])
 """
 APPS = {"array": ARRAY, "file": FILE}
 
-Row = dict[str, Any]
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -102,15 +99,6 @@ def conditions(pairs: int) -> Row:
         "seed": SEED,
         "interval": "95 %, of the median of the paired differences, by order statistics",
     }
-
-
-def finished(out: Path, now: Row) -> list[Row]:
-    """The rows that an earlier run wrote under the same conditions."""
-    if not out.is_file():
-        return []
-    before = json.loads(out.read_text("utf-8"))
-    rows: list[Row] = before["rows"] if before["conditions"] == now else []
-    return rows
 
 
 def measure(student: str, given: str, pairs: int) -> Row:
@@ -173,11 +161,7 @@ def write(out: Path, now: Row, rows: Sequence[Row]) -> None:
         name = f"load and first predict, {key} more than bare ONNX Runtime"
         ends = {"value": worst["more"], "low": worst["low"], "high": worst["high"]}
         targets.append({"name": name, "goal": goal, **ends, "met": len(rows) == len(CASES) and worst["high"] <= goal})
-    text = json.dumps({"schema_version": 1, "conditions": now, "rows": rows, "targets": targets}, indent=1)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_suffix(".tmp")
-    temporary.write_text(f"{text}\n", "utf-8")
-    temporary.replace(out)
+    keep(out, now, rows, targets)
 
 
 def show(rows: Sequence[Row]) -> None:
