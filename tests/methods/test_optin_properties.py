@@ -141,7 +141,7 @@ def test_the_suffix_scores_as_whole_forwards_do_to_1e_5(family, shape):
     heard: dict[str, torch.Tensor] = {}
     for path, block in blocks.items():
         block.register_forward_hook(lambda _, __, out, p=path: heard.update({p: out[0] if type(out) is tuple else out}))
-    picked = way.batches[0].rows
+    picked = way.batches[0].rows[0]
 
     def forward() -> tuple[list[torch.Tensor], torch.Tensor]:
         answer = net.logits(batch).log_softmax(-1)

@@ -104,7 +104,7 @@ def fit(dense: Network, cut: Network, group: Group, inputs: Sequence[Mapping[str
     cross: Tensor | float = 0.0
     for batch in inputs:
         target, (c, answer) = _heard(dense, group.gate, batch)[1], _heard(cut, group.gate, batch)
-        rows = valid(batch, answer)
+        rows = valid(batch, answer.shape)
         c = c.flatten(0, 1)[rows, :width].double()
         c = torch.cat([c, c.new_ones(len(c), 1)], dim=1) if biased else c
         gram = gram + c.T @ c

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgetl.methods.optin.score import Batch, Distortion, Trajectory, walk
+from edgetl.methods.optin.score import Batch, Distortion, Trajectory, unit_axis, walk
 from edgetl.methods.optin.search import rank, split
 from edgetl.network.family import Group
 
@@ -33,10 +33,10 @@ DRAWS = 32
 class Probe:
     """One random question to all blocks: how far does u' G v move?"""
 
-    left: Tensor  # (N, K) signs
-    right: Tensor  # (N, K) signs
-    left_sum: Tensor  # (N, D) signs times the dense points
-    right_sum: Tensor  # (N, D)
+    left: tuple[Tensor, ...]  # N of (K,) signs
+    right: tuple[Tensor, ...]  # N of (K,) signs
+    left_sum: tuple[Tensor, ...]  # N of (D,): signs times the dense points
+    right_sum: tuple[Tensor, ...]  # N of (D,)
 
 
 def estimate(
@@ -54,13 +54,13 @@ def estimate(
     draw = torch.Generator().manual_seed(seed)
     probes = [_probe(trajectory.points, draw) for _ in range(DRAWS)]
     sums = {g.name: np.zeros((2, DRAWS, g.count)) for g in groups}
-    at = 0
+    at = [0] * len(trajectory.blocks)
     for batch in trajectory.batches:
         with torch.enable_grad():
             _add(
                 replace(trajectory, batches=(batch,)), groups, gates, [_part(p, at, batch) for p in probes], draw, sums
             )
-        at += len(batch.rows)
+        at = [start + len(rows) for start, rows in zip(at, batch.rows, strict=True)]
     means = {name: np.square(s).mean(axis=1) for name, s in sums.items()}
     return {name: Distortion(manifold, output / 2) for name, (manifold, output) in means.items()}
 
@@ -113,15 +113,17 @@ def merged(
 
 
 def _probe(points: Sequence[Tensor], draw: torch.Generator) -> Probe:
-    signs = torch.randint(0, 2, (2, len(points), len(points[0])), generator=draw).mul(2).sub(1).to(points[0])
-    sums = torch.einsum("snk,nkd->snd", signs, torch.stack(tuple(points)))
-    return Probe(signs[0], signs[1], sums[0], sums[1])
+    signs = [torch.randint(0, 2, (2, len(p)), generator=draw).mul(2).sub(1).to(p) for p in points]
+    sums = [one @ p for one, p in zip(signs, points, strict=True)]
+    left, right, left_sum, right_sum = ([one[i] for one in many] for many in (signs, sums) for i in (0, 1))
+    return Probe(tuple(left), tuple(right), tuple(left_sum), tuple(right_sum))
 
 
-def _part(probe: Probe, start: int, batch: Batch) -> Probe:
+def _part(probe: Probe, starts: Sequence[int], batch: Batch) -> Probe:
     """Return the probe with the signs of one batch's positions only."""
-    own = slice(start, start + len(batch.rows))
-    return replace(probe, left=probe.left[:, own], right=probe.right[:, own])
+    own = [slice(start, start + len(rows)) for start, rows in zip(starts, batch.rows, strict=True)]
+    left, right = (tuple(x[o] for x, o in zip(side, own, strict=True)) for side in (probe.left, probe.right))
+    return replace(probe, left=left, right=right)
 
 
 def _add(
@@ -173,6 +175,7 @@ def _masked(groups: Sequence[Group], gates: Mapping[str, nn.Module], masks: Mapp
     with ExitStack() as stack:
         for group in groups:
             whole = masks[group.name].repeat_interleave(group.width)
+            whole = whole[:, None, None] if unit_axis(gates[group.name]) == 1 else whole
 
             def times(_: nn.Module, args: tuple[Tensor, ...], mask: Tensor = whole) -> tuple[Tensor, ...]:
                 return (args[0] * mask, *args[1:])

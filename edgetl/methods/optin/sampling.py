@@ -94,8 +94,7 @@ def memory(net: Network, groups: Sequence[Group], data: Data, sampling: Sampling
     blocks = {path: net.at(path) for path in net.family.stages(net.module)}
     longest = by_length(data, data.rows("train"))[-1:]
     one = data.batch(longest)
-    entry, _, _ = listen(net.module, net.family, blocks, one)
-    t, d = entry.shape[1:]
+    t, d = listen(net.module, net.family, blocks, one).entry.shape[1:]
     heads = max((g.count for g in groups if g.kind == "heads"), default=0)
     neurons = max((g.count for g in groups if g.kind == "neurons"), default=0)
     if graph:

@@ -1,7 +1,8 @@
 """How much the answer, and the way to it, change when one unit is silent.
 
 Only the blocks from the unit's own on run again: what lies before it cannot change.
-Letters: B samples, T positions, D width of the residual stream, N blocks, K sampled positions.
+Letters: B samples, T positions, D width of the residual stream, N blocks, K sampled positions. The places of a map of
+a convolutional network, (B, D, height, width), are its positions.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Batch:
     inputs: Mapping[str, Tensor]
     entry: Tensor  # (B, T, D) input of the first block
     calls: tuple[Call, ...]  # N
-    rows: Tensor  # (k,) sampled positions, as rows of a (B * T, D) hidden state
+    rows: tuple[Tensor, ...]  # N of (k,) sampled positions, as rows of the block's output made `flat`
     log_p: Tensor  # (B, labels) float64
 
 
@@ -95,10 +96,13 @@ def record(
 
     """
     heard = [listen(module, family, blocks, one) for one in inputs]
-    rows = draw.rows([valid(one, entry) for one, (entry, _, _) in zip(inputs, heard, strict=True)])
+    # Blocks of one size share one draw: with the same seed and as many positions it is the same.
+    drawn = [
+        draw.rows([valid(one, h.shapes[z]) for one, h in zip(inputs, heard, strict=True)]) for z in range(len(blocks))
+    ]
     batches = tuple(
-        Batch(one, entry, calls, picked, log_p(logits))
-        for one, (entry, calls, logits), picked in zip(inputs, heard, rows, strict=True)
+        Batch(one, h.entry, h.calls, picked, log_p(h.logits))
+        for one, h, picked in zip(inputs, heard, zip(*drawn, strict=True), strict=True)
     )
     bare = Trajectory(module, family, blocks, batches, ())
     points, answers = walk(bare, 0, [b.entry for b in batches])
@@ -178,11 +182,11 @@ def distort(trajectory: Trajectory, stage: int, hidden: Sequence[Tensor]) -> tup
 @contextmanager
 def silent(gate: nn.Module, group: Group, unit: int) -> Iterator[None]:
     """Zero one unit's slice of the gate's input while open."""
-    start, stop = unit * group.width, (unit + 1) * group.width
+    axis = unit_axis(gate)
 
     def zero(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = args[0].clone()
-        x[..., start:stop] = 0
+        x.narrow(axis, unit * group.width, group.width).zero_()
         return (x, *args[1:])
 
     handle = gate.register_forward_pre_hook(zero)
@@ -240,35 +244,59 @@ def walk(trajectory: Trajectory, stage: int, hidden: Sequence[Tensor]) -> tuple[
         h = entry
         for z in range(stage, len(blocks)):
             h = batch.calls[z](blocks[z], h)
-            points[z - stage].append(F.normalize(h.flatten(0, 1)[batch.rows], dim=-1))
+            points[z - stage].append(F.normalize(flat(h)[batch.rows[z]], dim=-1))
         log_q.append(log_p(trajectory.family.finish(trajectory.module, h, batch.inputs)))
     return tuple(torch.cat(p) for p in points), tuple(log_q)
 
 
-def listen(
-    module: nn.Module, family: Family, blocks: Mapping[str, nn.Module], inputs: Mapping[str, Tensor]
-) -> tuple[Tensor, tuple[Call, ...], Tensor]:
-    """Return the first block's input, how each block was called, and the logits of one full forward."""
+def unit_axis(gate: nn.Module) -> int:
+    """Return the axis of a layer's input that carries units: channels lie before the places of a map."""
+    return 1 if isinstance(gate, nn.Conv2d) else -1
+
+
+def flat(hidden: Tensor) -> Tensor:
+    """Return the (positions, D) rows of a (B, T, D) hidden state or a (B, D, height, width) map."""
+    return (hidden.permute(0, 2, 3, 1).flatten(0, 2)) if hidden.ndim == 4 else hidden.flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One full forward of a network, and what its blocks were given and gave."""
+
+    entry: Tensor  # input of the first block
+    calls: tuple[Call, ...]  # N
+    shapes: tuple[torch.Size, ...]  # N, of the blocks' outputs
+    logits: Tensor  # (B, labels)
+
+
+def listen(module: nn.Module, family: Family, blocks: Mapping[str, nn.Module], inputs: Mapping[str, Tensor]) -> Heard:
+    """Run the network once and return how each block was called and what it gave."""
     entries: list[Tensor] = []
     calls: list[Call] = []
+    shapes: list[torch.Size] = []
 
     def hear(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, object]) -> None:
         if not calls:
             entries.append(args[0])
         calls.append(Call(args[1:], kwargs))
 
+    def measure(_: nn.Module, __: tuple[Tensor, ...], out: Tensor | tuple[Tensor, ...]) -> None:
+        shapes.append((out[0] if isinstance(out, tuple) else out).shape)
+
     with ExitStack() as stack:
         for block in blocks.values():
             stack.callback(block.register_forward_pre_hook(hear, with_kwargs=True).remove)
+            stack.callback(block.register_forward_hook(measure).remove)
         logits = family.logits(module, inputs)
-    return entries[0], tuple(calls), logits
+    return Heard(entries[0], tuple(calls), tuple(shapes), logits)
 
 
-def valid(inputs: Mapping[str, Tensor], entry: Tensor) -> Tensor:
-    """Return the rows of the (B * T, D) hidden state that are not padding."""
+def valid(inputs: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
+    """Return the rows of a hidden state of this shape, made `flat`, that are not padding."""
     mask = inputs.get("attention_mask")
-    everything = torch.ones(entry.shape[:2], dtype=torch.bool, device=entry.device)
-    return (everything if mask is None else mask.bool()).flatten().nonzero().squeeze(1)
+    if mask is not None:
+        return mask.flatten().nonzero().squeeze(1)
+    return torch.arange(math.prod(shape) // shape[1 if len(shape) == 4 else -1])
 
 
 def log_p(logits: Tensor) -> Tensor:
