@@ -112,17 +112,17 @@ def devices_trust(host: Annotated[str, typer.Argument(help="user@host:port, or a
 
 @methods_app.callback()
 def methods(context: typer.Context, as_json: AsJson = False) -> None:
-    """List the methods."""
+    """List the methods, and the losses that they can learn from."""
     if context.invoked_subcommand is None:
         from edgetl import listing
 
         lines = listing.methods()
-        console.show_lines("methods", ("name", "what it does"), lines, as_json)
+        console.show_lines("methods", ("name", "kind", "what it does"), lines, as_json)
 
 
 @methods_app.command("show")
-def methods_show(name: Annotated[str, typer.Argument(help="a method")], as_json: AsJson = False) -> None:
-    """Print the fields of a method, their defaults and what they mean."""
+def methods_show(name: Annotated[str, typer.Argument(help="a method or a loss")], as_json: AsJson = False) -> None:
+    """Print the fields of a method or loss, their defaults and what they mean."""
     from edgetl import listing
 
     lines = listing.fields(name)

@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -23,6 +23,9 @@ _COMMENT = re.compile(r"^    (\w+): .*?  # (.+)$", re.MULTILINE)
 """A field and what its line says of it."""
 
 Line: TypeAlias = tuple[str, str, str, str]
+
+PARTS: tuple[plugins.Kind, ...] = ("methods", "losses")
+"""What a step is made of."""
 
 
 def recipes() -> list[tuple[str, str]]:
@@ -79,15 +82,23 @@ def show_device(name: str) -> str:
     return yaml12.write(device.load_device(name).model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
-def methods() -> list[tuple[str, str]]:
-    """Return the name of every method and the first line of what it says of itself."""
-    return [(n, _first(plugins.module("methods", n).__doc__)) for n in plugins.names("methods")]
+def methods() -> list[tuple[str, str, str]]:
+    """Return every method, and every loss that it can learn from: name, which of both, and the first line it says."""
+    return [
+        (name, plugins.WORDS[kind], _first(plugins.module(kind, name).__doc__))
+        for kind in PARTS
+        for name in plugins.names(kind)
+    ]
 
 
 def fields(name: str) -> list[Line]:
-    """Return name, type, default and meaning of every field of a method, and of the mappings among them."""
-    cls = plugins.find("methods", name)
-    return [line for key in cls.model_fields for line in _field(cls, key, "", fan_outs(cls))]
+    """Return name, type, default and meaning of every field of a method or loss, and of the mappings among them."""
+    known = [kind for kind in PARTS if name in plugins.names(kind)] or ["methods"]
+    found = [plugins.find(kind, name) for kind in known]
+    # a method and a loss of one name: the loss is an entry of the method's `losses`
+    before = ["", *["losses." for _ in found[1:]]]
+    return [line for b, cls in zip(before, found, strict=True) for key in cls.model_fields
+            for line in _field(cls, key, b, fan_outs(cls))]  # fmt: skip
 
 
 def _field(cls: type[BaseModel], key: str, before: str, branching: Sequence[str] = ()) -> Iterator[Line]:
@@ -96,7 +107,8 @@ def _field(cls: type[BaseModel], key: str, before: str, branching: Sequence[str]
     inner = _mapping(field.annotation)
     default = "required" if field.is_required() else "-"
     if not field.is_required() and not isinstance(value := field.get_default(call_default_factory=True), BaseModel):
-        default = "-" if value in (None, "", ()) else str(value)
+        plugged = isinstance(value, tuple) and value and isinstance(value[0], BaseModel)
+        default = ", ".join(v.use for v in value) if plugged else "-" if value in (None, "", ()) else str(value)
     said = _said(cls).get(key) or (_first(inner.__doc__) if inner else "")
     kind = "a mapping" if inner else _kind(field) + (", or a list" if key in branching else "")
     yield before + key, kind, default, said
@@ -117,7 +129,8 @@ def _kind(field: FieldInfo) -> str:
     if get_origin(annotation) is Literal:
         return " | ".join(map(str, get_args(annotation)))
     if get_origin(annotation) is tuple:
-        return f"list of {get_args(annotation)[0].__name__}"
+        each = get_args(annotation)[0]
+        return f"list of {(get_args(each)[0] if get_origin(each) is Annotated else each).__name__.lower()}"
     parts = [t for t in get_args(annotation) if t is not type(None)] or [annotation]
     words = " | ".join(getattr(get_origin(t) or t, "__name__", str(t)) for t in parts)
     signs = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar, Literal
 
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from edgetl.recipe.objective import Objective
+from edgetl.train.course import Course
 from edgetl.train.lesson import Loss
+from edgetl.train.taps import Features
 
 
-class Logits(Loss):
+class Divergence(Loss):
     """T^2 * KL(teacher || student) of the softened answers (Hinton, Vinyals & Dean 2015, arXiv 1503.02531).
 
     `answers` (N, labels) is the teacher's table over all rows of the data, found by `batch["index"]`.
@@ -19,19 +24,41 @@ class Logits(Loss):
 
     answers: Tensor
 
-    def __init__(self, answers: Tensor, temperature: float = 2.0) -> None:
+    def __init__(self, answers: Tensor, temperature: float = 2.0, *, standardised: bool = False) -> None:
         super().__init__()
         self.temperature = temperature
+        self.standardised = standardised
         self.register_buffer("answers", answers, persistent=False)
 
     def forward(
-        self, logits: Tensor, features: Mapping[str, Tensor], batch: Mapping[str, Tensor], progress: float
+        self, logits: Tensor, features: Features, batch: Mapping[str, Tensor], progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum over the samples."""
-        teacher = functional.log_softmax(self.answers[batch["index"]] / self.temperature, dim=-1)
+        answers = self.answers[batch["index"]]
+        if self.standardised:
+            logits, answers = standardise(logits), standardise(answers)
+        teacher = functional.log_softmax(answers / self.temperature, dim=-1)
         student = functional.log_softmax(logits / self.temperature, dim=-1)
         loss = functional.kl_div(student, teacher, reduction="sum", log_target=True) * self.temperature**2
         return loss, {"teacher": loss.detach()}
+
+
+def standardise(logits: Tensor) -> Tensor:
+    """Return (B, labels) logits with mean 0 and standard deviation 1 per sample (Sun et al. 2024, arXiv 2403.01427)."""
+    return (logits - logits.mean(-1, keepdim=True)) / (logits.std(-1, keepdim=True) + 1e-7)
+
+
+class Logits(Objective):
+    """The softened answers of the teacher."""
+
+    use: Literal["logits"] = "logits"
+    temperature: float = Field(2.0, gt=0)  # above 1 softens both answers before they are compared
+    standardised: bool = False  # compare shapes: mean 0 and deviation 1 per sample (the paper weights it with 9)
+    taught: ClassVar[bool] = True
+
+    def loss(self, course: Course) -> Divergence:
+        """Return the divergence from the teacher's table."""
+        return Divergence(course.answers(), self.temperature, standardised=self.standardised)
 
 
 PLUGIN = Logits

@@ -11,11 +11,13 @@ from pydantic import Field
 
 from edgetl.errors import BadInput
 from edgetl.network.network import Network, create
+from edgetl.recipe.objective import Losses
 from edgetl.recipe.schema import Context, Need, Schedule, Step, Teacher
 from edgetl.strict import Strict
-from edgetl.train.answers import taught
 from edgetl.train.batches import Data
 from edgetl.train.fit import fit
+from edgetl.train.course import Course, terms
+from edgetl.train.training import usual
 from edgetl.types import Json
 
 
@@ -36,6 +38,7 @@ class Distill(Step):
     student: Student | None = None  # default: the incoming architecture, uncut, from random weights
     temperature: float = Field(2.0, gt=0)  # above 1 softens both answers before they are compared
     weight: float = Field(0.5, ge=0, le=1)  # of the teacher's term; the labels' term gets the rest
+    losses: Losses = ()  # default: the labels and the softened answers, by `weight` and `temperature`
     schedule: Schedule = Schedule()
     trains: ClassVar[bool] = True
     cuts: ClassVar[bool] = True
@@ -57,7 +60,9 @@ class Distill(Step):
         student = create(chosen.family, chosen.source, net.labels, ctx.seed)
         _check_inputs(student, chosen, ctx.data)
         teacher = Teacher(step="the incoming network", temperature=self.temperature, weight=self.weight)
-        fit(student, ctx.data, taught(student, net, teacher, ctx), self.schedule, ctx.seed, ctx.work)
+        course = Course(student, net, ctx, self.schedule.epochs)
+        objectives = self.losses or usual(teacher)
+        fit(student, ctx.data, terms(objectives, course), self.schedule, ctx.seed, ctx.work)
         student.module.requires_grad_(True).eval()
         # the data is prepared as the incoming network wants it, so that is what the student has learnt to read
         return replace(student, facts={**student.facts, "prep": net.facts.get("prep")})

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from edgetl.network.network import Network
-from edgetl.recipe.schema import Context, Schedule, Step, Teacher
-from edgetl.train.answers import terms
-from edgetl.train.fit import fit
+from edgetl.recipe.schema import Context
+from edgetl.train.training import Training
 
 
-class Finetune(Step):
+class Finetune(Training):
     """Full fine-tuning, or of the head alone."""
 
-    schedule: Schedule = Schedule()
     part: Literal["all", "head"] = "all"  # which weights train: all of them, or the classifier's only
     label_smoothing: float = Field(0.0, ge=0, lt=1)  # share of the true class that is spread over all classes
-    teacher: Teacher | None = None
-    trains: ClassVar[bool] = True
-
-    def reads(self) -> tuple[str, ...]:
-        """Return the teacher's step."""
-        return (self.teacher.step,) if self.teacher else ()
 
     def run(self, net: Network, ctx: Context) -> Network:
         """Return the trained network.
@@ -38,7 +30,7 @@ class Finetune(Step):
         net.module.requires_grad_(False)
         for layer in trained:
             layer.requires_grad_(True)
-        fit(net, ctx.data, terms(net, self.teacher, ctx, self.label_smoothing), self.schedule, ctx.seed, ctx.work)
+        self.learn(net, ctx, self.label_smoothing)
         net.module.requires_grad_(True).eval()
         return replace(net)  # with no digest of the weights it had before
 

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -16,9 +15,8 @@ from edgetl.errors import BadInput, Diverged
 from edgetl.methods._adapter import merge_adapter
 from edgetl.network.family import Family
 from edgetl.network.network import Network
-from edgetl.recipe.schema import Context, Schedule, Step, Teacher
-from edgetl.train.answers import terms
-from edgetl.train.fit import fit
+from edgetl.recipe.schema import Context
+from edgetl.train.training import Training
 
 __all__ = ["PLUGIN", "Lora", "merge_adapter"]
 
@@ -29,21 +27,14 @@ CHECKED = 8
 """Samples that the merge is checked on."""
 
 
-class Lora(Step):
+class Lora(Training):
     """LoRA (Hu et al. 2022, arXiv 2106.09685): each weight W becomes W + alpha / rank * B A, B starting at zero."""
 
-    schedule: Schedule = Schedule()
     rank: int = Field(8, ge=1)  # inner width of the adapters
     alpha: float | None = Field(None, gt=0)  # default: twice the rank
     dropout: float = Field(0.0, ge=0, lt=1)  # of the adapters' inputs
     targets: tuple[str, ...] = ()  # patterns of canonical layer paths, "*.attn.q"; default: all that the family names
     train_head: bool = True  # the classifier's own weights train too
-    teacher: Teacher | None = None
-    trains: ClassVar[bool] = True
-
-    def reads(self) -> tuple[str, ...]:
-        """Return the teacher's step."""
-        return (self.teacher.step,) if self.teacher else ()
 
     def run(self, net: Network, ctx: Context) -> Network:
         """Return the network with the trained adapters merged into its weights.
@@ -56,7 +47,7 @@ class Lora(Step):
         plain = net.copy()
         torch.manual_seed(ctx.seed)
         _attach(self, net)
-        fit(net, ctx.data, terms(net, self.teacher, ctx), self.schedule, ctx.seed, ctx.work)
+        self.learn(net, ctx)
         batch = ctx.data.batch(ctx.data.rows("validation")[:CHECKED])
         before = _exact(net.family, net.module, batch)
         plain.module.load_state_dict(_merged(net.module))

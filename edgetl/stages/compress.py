@@ -108,11 +108,13 @@ def _source_key(family: str, where: str | Mapping[str, Json]) -> Json:
 
 
 def _code(work: Run, node: Node) -> Json:
-    """Return the hashes of what decides what a step does: its method, and the family of the network it changes."""
+    """Return the hashes of what decides what a step does: its method, family and losses."""
     assert node.step is not None
     assert node.parent is not None
     family = str(saved.read_header(work.at(node.parent))["family"])
-    return [plugins.digest("methods", node.step.use), plugins.digest("families", family)]
+    named = {o.use for o in getattr(node.step, "losses", ())} or {"labels", "logits"}
+    losses = [plugins.digest("losses", use) for use in sorted(named)] if node.step.trains else []
+    return [plugins.digest("methods", node.step.use), plugins.digest("families", family), *losses]
 
 
 def _step(work: Run, node: Node) -> None:

@@ -107,6 +107,7 @@ def _epoch(loop: Loop, epoch: int) -> dict[str, float]:
         if time.monotonic() - said > SAY_EVERY_S:
             said = time.monotonic()
             _say(loop, epoch * loop.steps + i + 1, f"step {i + 1}/{loop.steps}")
+    _share_tables(loop, rows)
     result = {name: value / len(rows) for name, value in sums.items()} | _validate(loop)
     if not all(math.isfinite(value) for value in result.values()):
         raise _diverged(epoch, loop.steps, loop.schedule)
@@ -134,6 +135,22 @@ def _step(loop: Loop, rows: Rows, step: int, generator: torch.Generator) -> dict
     loop.optimizer.step()
     loop.optimizer.zero_grad()
     return _summed(accelerator, {"loss": loss.detach(), **logs}, weight)
+
+
+def _share_tables(loop: Loop, rows: Rows) -> None:
+    """Give every process the rows that the others wrote into the losses' tables in this epoch."""
+    accelerator, batch = loop.accelerator, loop.schedule.batch
+    if accelerator.num_processes == 1:
+        return
+    parts = [rows[i : i + batch] for i in range(0, len(rows), batch)]
+    own = [p[share(len(p), accelerator.process_index, accelerator.num_processes)] for p in parts]
+    mine, every = (torch.from_numpy(np.concatenate(x)) for x in (own, parts))
+    for loss in (term.loss for term in loop.lesson.terms):
+        for name in loss.tables:
+            table = loss.get_buffer(name)
+            written = torch.zeros_like(table)
+            written[mine] = table[mine]
+            table[every] = accelerator.reduce(written, reduction="sum")[every]
 
 
 def _validate(loop: Loop) -> dict[str, float]:

@@ -145,3 +145,36 @@ def test_the_hash_of_a_recipe_says_nothing_of_where_files_lie(file: Path) -> Non
         found.add(recipe.digest(recipe.students[0], recipe.targets[0]))
     assert len(found) == 1
     assert recipe.digest(recipe.students[1], recipe.targets[0]) not in found
+
+
+def test_losses_by_name(file: Path, tmp_path: Path) -> None:
+    asked = "steps.recover.losses=[{use: labels, weight: 0.1}, {use: dkd, beta: 2}]"
+    recipe = read(file, [asked])
+    assert [o["use"] for o in recipe.resolved["steps"][2]["losses"]] == ["labels", "dkd"]
+    assert recipe.resolved["steps"][2]["losses"][1]["temperature"] == 4.0
+    again = tmp_path / "again.yaml"
+    again.write_text(yaml12.write(recipe.resolved))
+    assert read(again).resolved == recipe.resolved
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ("[{use: labels}, {use: dkdd}]", "did you mean 'dkd'?"),
+        ("[{use: dkd, betta: 2}]", "did you mean 'beta'?"),
+        ("[{use: dkd, beta: -2}]", "greater than or equal to 0"),
+        ("[{weight: 1}]", "use: NAME"),
+    ],
+)
+def test_wrong_losses_are_told_with_the_nearest_name(file: Path, losses: str, said: str) -> None:
+    with pytest.raises(BadInputs) as caught:
+        read(file, [f"steps.recover.losses={losses}"])
+    assert "steps[2] (lora): losses" in str(caught.value)
+    assert said in str(caught.value)
+
+
+def test_a_loss_that_needs_a_teacher_gets_one(file: Path) -> None:
+    with pytest.raises(BadInputs, match="'dkd' learns from a teacher"):
+        read(file, ["steps.dense.losses=[{use: dkd}]"])
+    with pytest.raises(BadInputs, match="give temperature and weight to the losses"):
+        read(file, ["steps.recover.losses=[{use: dkd}]", "steps.recover.teacher.weight=0.3"])

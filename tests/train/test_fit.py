@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from edgetl.errors import Diverged
 from edgetl.examples import Augmentation
-from edgetl.losses.labels import Labels
-from edgetl.losses.logits import Logits
+from edgetl.losses.labels import CrossEntropy
+from edgetl.losses.logits import Divergence
 from edgetl.recipe.schema import Schedule
 from edgetl.train import checkpoint
 from edgetl.train.batches import Data
@@ -28,7 +28,7 @@ class KilledError(Exception):
 
 def test_learns_a_separable_task(network, tiny, tmp_path):
     net = network(0)
-    logs = fit(net, tiny, [Term(Labels())], Schedule(epochs=8, lr=3e-3, batch=16), 0, tmp_path)
+    logs = fit(net, tiny, [Term(CrossEntropy())], Schedule(epochs=8, lr=3e-3, batch=16), 0, tmp_path)
     assert len(logs) == 8
     assert logs[-1]["loss"] < logs[0]["loss"]
     assert logs[-1]["validation_accuracy"] > 0.9
@@ -39,7 +39,7 @@ def test_learns_a_separable_task(network, tiny, tmp_path):
 def test_a_killed_training_ends_with_the_same_bytes(network, tiny, tmp_path, monkeypatch, stop):
     data = Data(tiny.prepared, (Augmentation(op="shift", pixels=1),))
     whole, parts = network(0), network(0)
-    expected = fit(whole, data, [Term(Labels())], QUICK, 5, tmp_path / "whole")
+    expected = fit(whole, data, [Term(CrossEntropy())], QUICK, 5, tmp_path / "whole")
     real, calls = checkpoint.save, count(1)
 
     def save_then_die(*args):
@@ -50,18 +50,18 @@ def test_a_killed_training_ends_with_the_same_bytes(network, tiny, tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", save_then_die)
         with pytest.raises(KilledError):
-            fit(parts, data, [Term(Labels())], QUICK, 5, tmp_path / "parts")
+            fit(parts, data, [Term(CrossEntropy())], QUICK, 5, tmp_path / "parts")
     assert list((tmp_path / "parts").rglob("*.safetensors"))
     torch.manual_seed(99)  # a new process starts from another random state
     resumed = network(0)
-    assert fit(resumed, data, [Term(Labels())], QUICK, 5, tmp_path / "parts") == expected
+    assert fit(resumed, data, [Term(CrossEntropy())], QUICK, 5, tmp_path / "parts") == expected
     assert resumed.digest == whole.digest
     assert not list((tmp_path / "parts").rglob("*.*"))
 
 
 def test_a_checkpoint_of_another_training_or_a_damaged_one_is_not_used(network, tiny, tmp_path, caplog):
     net = network(0)
-    lesson = Lesson(net, [Term(Labels())])
+    lesson = Lesson(net, [Term(CrossEntropy())])
     optimizer = torch.optim.AdamW(lesson.parameters())
     checkpoint.save(tmp_path, "key", lesson, optimizer, [{"loss": 1.0}])
     assert checkpoint.load(tmp_path, "key", lesson, optimizer) == [{"loss": 1.0}]
@@ -81,7 +81,7 @@ def test_frozen_parameters_stay(network, tiny, tmp_path):
     before = {k: v.clone() for k, v in net.state().items()}
     net.module.requires_grad_(False)
     net.at(net.family.head(net.module)).requires_grad_(True)
-    fit(net, tiny, [Term(Labels())], QUICK, 0, tmp_path)
+    fit(net, tiny, [Term(CrossEntropy())], QUICK, 0, tmp_path)
     assert {k for k, v in net.state().items() if not torch.equal(v, before[k])} == {"head.weight", "head.bias"}
 
 
@@ -90,7 +90,7 @@ def test_a_loss_that_is_not_finite_is_reported_with_epoch_and_fix(network, tiny,
     with torch.no_grad():
         net.at("head").weight.fill_(math.inf)
     with pytest.raises(Diverged, match=r"epoch 1, step 1") as caught:
-        fit(net, tiny, [Term(Labels())], QUICK, 0, tmp_path)
+        fit(net, tiny, [Term(CrossEntropy())], QUICK, 0, tmp_path)
     assert caught.value.code == 7
     assert "lr" in caught.value.fix
 
@@ -112,7 +112,7 @@ def test_a_loss_with_parameters_and_taps_trains_with_the_network(network, tiny, 
     loss = Bright()
     before = loss.guess.weight.detach().clone()
     net = network(0)
-    logs = fit(net, tiny, [Term(Labels()), Term(loss, 0.5)], QUICK, 0, tmp_path)
+    logs = fit(net, tiny, [Term(CrossEntropy()), Term(loss, 0.5)], QUICK, 0, tmp_path)
     assert logs[-1]["guess"] < logs[0]["guess"]
     assert not torch.equal(before, loss.guess.weight)
     assert not any(m._forward_hooks for m in net.module.modules())
@@ -122,18 +122,18 @@ def test_one_lesson_is_one_forward(network, tiny):
     net, calls = network(0), []
     net.module.register_forward_hook(lambda *_: calls.append(1))
     table = torch.zeros(210, 3)
-    Lesson(net, [Term(Labels(), 0.5), Term(Logits(table), 0.5)])(tiny.batch(tiny.rows("test")), 0.0)
+    Lesson(net, [Term(CrossEntropy(), 0.5), Term(Divergence(table), 0.5)])(tiny.batch(tiny.rows("test")), 0.0)
     assert len(calls) == 1
 
 
 def test_teacher_loss_is_hintons(tiny):
     table, logits = torch.randn(210, 3), torch.randn(4, 3)
     batch = tiny.batch(tiny.rows("train")[:4])
-    loss, _ = Logits(table, temperature=3.0)(logits, {}, batch, 0.0)
+    loss, _ = Divergence(table, temperature=3.0)(logits, {}, batch, 0.0)
     t = functional.softmax(table[batch["index"]] / 3, -1)
     expected = 9 * (t * (t.log() - functional.log_softmax(logits / 3, -1))).sum()
     torch.testing.assert_close(loss, expected)
-    same, _ = Logits(table)(table[batch["index"]], {}, batch, 0.0)
+    same, _ = Divergence(table)(table[batch["index"]], {}, batch, 0.0)
     assert abs(same.item()) < 1e-5
 
 

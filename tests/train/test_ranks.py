@@ -15,7 +15,7 @@ from importlib import util
 from pathlib import Path
 import torch
 from edgetl.examples import Augmentation
-from edgetl.losses.labels import Labels
+from edgetl.losses.labels import CrossEntropy
 from edgetl.network.network import create, save
 from edgetl.recipe.schema import Schedule
 from edgetl.train.batches import Data
@@ -28,7 +28,7 @@ torch.set_num_threads(1)
 work = Path(sys.argv[2])
 data = Data(tiny.tiny_prepared(work, 62), (Augmentation(op="shift", pixels=1),))  # the last batch holds one sample
 net = create("hf_vit", tiny.SIZES, tiny.LABELS, 0)
-fit(net, data, [Term(Labels())], Schedule(epochs=2, lr=2e-3, batch=20), 3, work)
+fit(net, data, [Term(CrossEntropy())], Schedule(epochs=2, lr=2e-3, batch=20), 3, work)
 save(net, work / ("rank" + os.environ.get("RANK", "")), {})
 """
 

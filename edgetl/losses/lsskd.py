@@ -1,0 +1,165 @@
+"""LSSKD: heads inside the network learn class and transformation; the deep teach the shallow, the past teaches all.
+
+Dahri et al. 2025, "A Layered Self-Supervised Knowledge Distillation Framework", arXiv 2506.07055. The paper could not
+be read in full: the soft targets, the two groups of terms and their direction follow what was readable; the heads, the
+joint label space and its temperature are those of HSAKD's code (arXiv 2109.03075), the growth of alpha PS-KD's (arXiv
+2006.12000), the hint's reduction ours. With one view it is PS-KD with BYOT's terms (arXiv 1905.08094).
+
+    sum of  CE((1 - a) y + a p_before, p)                                            upright views
+            CE((1 - a) [y, j] + a q_before, q) / M                                   every head l and view j
+            kl * T^2 KL(q of the deepest head || q) / M                              shallower heads
+            hint * mean((features of the head - the network's last features)^2) / M  shallower heads
+
+Letters: B samples, M views, N labels; class y and view j make the joint label M y + j.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgetl.losses._heads import Head, heads, stages_of
+from edgetl.losses._memory import Memory, Table, Twin
+from edgetl.losses._places import valid
+from edgetl.losses.hidden import rows
+from edgetl.losses.logits import standardise
+from edgetl.recipe.objective import Objective
+from edgetl.train.course import Course
+from edgetl.train.lesson import Loss, epoch_of
+from edgetl.train.taps import Features
+from edgetl.train.views import check
+
+log = logging.getLogger("edgetl")
+
+SAID = {
+    "table": "a table of the answers of the epoch before",
+    "snapshot": "its weights at the end of the epoch before, asked again in every step",
+    "average": "the average of its weights, asked again in every step",
+}
+
+BYTES = 4
+"""Of one float32."""
+
+
+class Layered(Loss):
+    """The terms above, and as an option what the deepest head says of all views, taught to the network's classifier."""
+
+    def __init__(self, options: Lsskd, made: list[Head], memory: Memory, epochs: int) -> None:
+        super().__init__()
+        self.options, self.epochs, self.views = options, epochs, options.views
+        self.heads = nn.ModuleList(made)
+        self.memory = memory
+        self.taps = tuple(head.place for head in made)
+        self.tables = tuple(f"memory.{name}" for name in memory.tables)
+
+    def forward(
+        self, logits: Tensor, features: Features, batch: Mapping[str, Tensor], progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum over the samples."""
+        m = self.views
+        batch = batch if m > 1 else {**batch, "view": torch.zeros_like(batch["labels"])}
+        upright, truth = logits[::m], batch["labels"]
+        joint = m * truth + batch["view"]
+        found = [head(features, batch) for head in self.heads]
+        answers = torch.stack([answer for _, answer in found], 1)  # (B * M, L, M * N)
+        epoch = epoch_of(progress, self.epochs)
+        before = self.memory.read(batch, epoch)
+        share = self.options.alpha * epoch / self.epochs if before else 0.0
+        p, q = before or (None, None)
+        logs = {
+            "labels": soft_cross_entropy(upright, truth[::m], p, share),
+            "joint_labels": soft_cross_entropy(answers, joint[:, None].expand(answers.shape[:2]), q, share) / m,
+            "deep_to_shallow": self.options.kl * self._downwards(answers) / m,
+            "hint": self.options.hint * self._hints([h for h, _ in found], features[self.taps[-1]], batch) / m,
+            "aggregate": self.options.aggregate * self._aggregated(upright, answers[:, -1]),
+        }
+        if self.training:
+            self.memory.write(batch, (upright.detach().softmax(-1), answers.detach().softmax(-1)))
+        loss = torch.stack([*logs.values()]).sum()
+        return loss, {name: value.detach() for name, value in logs.items()}
+
+    def _downwards(self, answers: Tensor) -> Tensor:
+        """Return T^2 KL of the deepest head's answers to those of the shallower ones."""
+        answers = standardise(answers) if self.options.standardised else answers
+        log_p = (answers[:, -1:].detach() / self.options.temperature).log_softmax(-1).expand_as(answers[:, :-1])
+        log_q = (answers[:, :-1] / self.options.temperature).log_softmax(-1)
+        return functional.kl_div(log_q, log_p, reduction="sum", log_target=True) * self.options.temperature**2
+
+    def _hints(self, found: list[Tensor], last: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the mean squared errors of the shallower heads' features, padding left out."""
+        reference = rows(last.detach())
+        share = valid(batch, reference)
+        errors = [((rows(one) - reference).square().mean(-1) * share).sum() for one in found[:-1]]
+        return torch.stack(errors).sum() if errors else reference.new_zeros(())
+
+    def _aggregated(self, upright: Tensor, deepest: Tensor) -> Tensor:
+        """Return T^2 KL of the deepest head's mean over the views, class by class, to the network's answer."""
+        if not self.options.aggregate:
+            return upright.new_zeros(())
+        every = aggregated(deepest.detach(), self.views)
+        log_p, log_q = ((x / self.options.temperature).log_softmax(-1) for x in (every, upright))
+        return functional.kl_div(log_q, log_p, reduction="sum", log_target=True) * self.options.temperature**2
+
+
+def soft_cross_entropy(logits: Tensor, truth: Tensor, before: Tensor | None, share: float) -> Tensor:
+    """Return the sum of cross entropies with (1 - share) * label + share * an earlier answer; classes come last."""
+    log_q = logits.log_softmax(-1)
+    hard = -log_q.gather(-1, truth[..., None]).sum()
+    return hard if before is None else (1 - share) * hard - share * (before * log_q).sum()
+
+
+def aggregated(joint: Tensor, views: int) -> Tensor:
+    """Return (B, N): the logits of each class and view j, read off view j, averaged (Lee et al. 2020, 1910.05872)."""
+    own = joint.reshape(-1, views, joint.shape[-1] // views, views)  # sample, view, class, view said
+    return own.diagonal(dim1=1, dim2=3).mean(-1)
+
+
+class Lsskd(Objective):
+    """Layered self-supervised distillation."""
+
+    use: Literal["lsskd"] = "lsskd"
+    views: int = 4  # transformations of every sample: 4, 2, or 1 for none; what they are depends on the data
+    alpha: float = Field(0.8, ge=0, le=1)  # share of earlier answers in the targets of the last epoch
+    temperature: float = Field(3.0, gt=0)  # of the terms between heads
+    kl: float = Field(1.0, ge=0)  # weight of what the deepest head teaches
+    hint: float = Field(0.05, ge=0)  # weight of the features' error
+    aggregate: float = Field(0.0, ge=0)  # weight of what the deepest head's mean over all views teaches the classifier
+    standardised: bool = False  # compare the shapes of the heads' answers: mean 0 and deviation 1 per sample
+    heads: Literal["full", "light"] = "full"  # all blocks of the stages after it, or one for each of them
+    stages: int = Field(3, ge=2)  # of networks whose blocks all have one shape
+    teacher: Literal["auto", "table", "snapshot", "average"] = "auto"  # its own past: answers, or weights asked again
+    table_mb: float = Field(2000, gt=0)  # the largest table that `auto` takes; a snapshot where it would be larger
+    decay: float = Field(0.999, ge=0, lt=1)  # of `average`, per step
+
+    def loss(self, course: Course) -> Layered:
+        """Return the terms with heads of random weights."""
+        net, data = course.net, course.ctx.data
+        shape = next(iter(data.prepared.inputs.values())).shape[1:]
+        check(net.family.data, self.views, tuple(shape))
+        stages = stages_of(net, self.stages)
+        made = heads(net, stages, self.views * len(net.labels), self.heads, course.ctx.seed)
+        return Layered(self, made, self._memory(course, made), course.epochs)
+
+    def chosen(self, rows: int, labels: int, count: int) -> Literal["table", "snapshot", "average"]:
+        """Return the self-teacher for R rows, N labels and this many heads: a table if it is small enough."""
+        if self.teacher != "auto":
+            return self.teacher
+        size = rows * (labels + self.views * count * self.views * labels) * BYTES
+        return "table" if size <= self.table_mb * 1e6 else "snapshot"
+
+    def _memory(self, course: Course, made: list[Head]) -> Memory:
+        rows, labels = len(course.ctx.data.prepared.y), len(course.net.labels)
+        kind = self.chosen(rows, labels, len(made))
+        log.info("lsskd: taught by its own past: %s", SAID[kind])
+        if kind == "table":
+            return Table(rows, labels, self.views, len(made))
+        return Twin(course.net, made, self.views, self.decay if kind == "average" else None)
+
+
+PLUGIN = Lsskd

@@ -1,0 +1,59 @@
+"""PS-KD: the network's own answers of the epoch before soften the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from edgetl.recipe.objective import Objective
+from edgetl.train.course import Course
+from edgetl.train.lesson import Loss, epoch_of
+from edgetl.train.taps import Features
+
+
+class PreviousEpoch(Loss):
+    """Cross entropy with (1 - a) * label + a * the answer one epoch ago, a growing to its last value by equal steps.
+
+    Kim et al. 2021, "Self-Knowledge Distillation with Progressive Refinement of Targets", arXiv 2006.12000. The answers
+    are those given in training, on augmented inputs; before the first epoch the table holds the labels.
+    """
+
+    table: Tensor
+    tables = ("table",)
+
+    def __init__(self, labels: Tensor, classes: int, last: float, epochs: int) -> None:
+        super().__init__()
+        self.last, self.epochs = last, epochs
+        self.register_buffer("table", functional.one_hot(labels, classes).float())
+
+    def forward(
+        self, logits: Tensor, features: Features, batch: Mapping[str, Tensor], progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum over the samples; in training, remember the answers."""
+        share = self.last * epoch_of(progress, self.epochs) / self.epochs
+        truth = functional.one_hot(batch["labels"], logits.shape[-1]).to(logits.dtype)
+        target = (1 - share) * truth + share * self.table[batch["index"]]
+        loss = -(target * logits.log_softmax(-1)).sum()
+        if self.training:
+            self.table[batch["index"]] = logits.detach().softmax(-1).to(self.table.dtype)
+        return loss, {"ps_kd": loss.detach()}
+
+
+class PsKd(Objective):
+    """Labels softened by the network's own answers of the epoch before."""
+
+    use: Literal["ps_kd"] = "ps_kd"
+    alpha: float = Field(0.8, ge=0, le=1)  # share of the earlier answers in the last epoch
+
+    def loss(self, course: Course) -> PreviousEpoch:
+        """Return the cross entropy with a table of one row per sample."""
+        labels = torch.from_numpy(course.ctx.data.prepared.y)
+        return PreviousEpoch(labels, len(course.net.labels), self.alpha, course.epochs)
+
+
+PLUGIN = PsKd
