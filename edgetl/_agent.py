@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import importlib.util
 import json
 import logging
@@ -21,6 +20,8 @@ import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from edgetl import locks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -137,12 +138,22 @@ def _measure(folder: Path, job: str, say: Say) -> list[Json]:
     found = profile(
         bundles,
         Device.model_validate(spec["device"]),
-        out=None,
+        out=folder / "kept" if spec.get("raw") else None,
         mode=spec["mode"],
         seed=spec["seed"],
         baseline=None if spec["baseline"] is None else bundles[spec["baseline"]],
     )
+    _name_samples(folder)
     return [one.to_json() for one in found]
+
+
+def _name_samples(folder: Path) -> None:
+    """Give the files of samples the names by which they are fetched."""
+    from edgetl import store
+
+    (folder / "raw").mkdir(exist_ok=True)
+    for path in sorted((folder / "kept").rglob("*.npz")):
+        path.replace(folder / "raw" / f"{store.file_digest(path)}.npz")
 
 
 def _bundles(folder: Path, wanted: list[dict[str, str]]) -> list[Path]:
@@ -225,12 +236,7 @@ def _lock(folder: Path) -> Iterator[int | None]:
     """Yield the descriptor of the run's lock, or None where another process holds it."""
     handle = os.open(str(folder / "lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-        else:
-            yield handle
+        yield handle if locks.take(handle) else None
     finally:
         os.close(handle)
 

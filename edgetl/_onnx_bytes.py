@@ -46,6 +46,11 @@ def weight(name: str, array: NDArray[np.generic]) -> bytes:
     return dims + _number(2, _TYPES[array.dtype.name]) + _text(8, name) + _field(9, little.tobytes())
 
 
+def with_outputs(file: bytes, names: Sequence[str]) -> bytes:
+    """Return an ONNX file that also gives these values: what stands behind a message is merged into it."""
+    return file + _field(7, b"".join(_field(12, _text(1, name)) for name in names))
+
+
 def _all(fields: Sequence[tuple[int, bytes]]) -> bytes:
     return b"".join(_field(number, data) for number, data in fields)
 

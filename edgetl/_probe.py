@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from edgetl import plugins
 from edgetl.bundle import open_bundle, open_session
 from edgetl.errors import BadHost, EdgetlError, OutOfResources
+from edgetl.evaluate import parity
 from edgetl.lifeline import end_with_parent
 from edgetl.types import Feed, Json
 
@@ -39,6 +40,9 @@ BLOCK_N, BLOCK_NS = 5, 100_000_000
 
 BATCHES = 4
 """Most distinct batches of several inputs: their memory is ours, not the artifact's."""
+
+CHECKED = 4
+"""Batches whose answers are compared with the goldens after the window: one could be right by chance."""
 
 SAME = 1e-5
 """Largest change of an answer within one process, relative to the largest logit."""
@@ -63,6 +67,7 @@ class Job:
     batch: int = 1
     most: int = SAMPLES
     limit: int | None = None  # bytes of memory that its control group allows
+    answers: str | None = None  # an .npy of the golden logits of the inputs, (n, K)
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ def _measure(job: Job, out: int) -> None:
         os.sched_setaffinity(0, job.cpus)
     runtime = _import_runtime(job.target)
     base = _status("VmRSS")
-    feeds = _feeds(Path(job.inputs), job.batch)
+    feeds, rows = _feeds(Path(job.inputs), job.batch)
     # Touched, so that the run adds nothing of ours.
     wall, cpu = np.ones(job.most, np.int64), np.ones(job.most, np.int64)
     held = _status("VmRSS") - base
@@ -116,8 +121,10 @@ def _measure(job: Job, out: int) -> None:
     warm, steady = _warm(session, feeds, job, wall)
     window = _window(session, feeds, job, wall, cpu)
     peak, steady_rss = _status("VmHWM"), _status("VmRSS")
-    _same_answers(first, session.run(feeds[0]))
+    last = [session.run(feed) for feed in feeds[:CHECKED]]
+    _same_answers(first, last[0])
     facts = {
+        **_parity(last, rows, job.answers),
         "runtime": runtime,
         "provider": session.provider,
         "load_ns": loaded - start,
@@ -153,13 +160,16 @@ def _import_runtime(target: str) -> str:
     return runtime
 
 
-def _feeds(path: Path, batch: int) -> list[Feed]:
-    """Return batches of the inputs, each begun with another one; where they are few, they repeat within a batch."""
+def _feeds(path: Path, batch: int) -> tuple[list[Feed], list[NDArray[np.intp]]]:
+    """Return batches of the inputs, each begun with another one, and the numbers of the inputs in each.
+
+    Where inputs are few, they repeat within a batch.
+    """
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     n = len(next(iter(arrays.values())))
     rows = [np.arange(i, i + batch) % n for i in range(n if batch == 1 else min(n, BATCHES))]
-    return [{name: np.ascontiguousarray(values[row]) for name, values in arrays.items()} for row in rows]
+    return [{name: np.ascontiguousarray(values[row]) for name, values in arrays.items()} for row in rows], rows
 
 
 def _warm(session: Session, feeds: Sequence[Feed], job: Job, buffer: Buffer) -> tuple[int, bool | None]:
@@ -217,11 +227,21 @@ def _window(session: Session, feeds: Sequence[Feed], job: Job, wall: Buffer, cpu
     return Window(n, middle, others, (now - start) / 1e9, switched, start)
 
 
+def _parity(last: Sequence[Feed], rows: Sequence[NDArray[np.intp]], answers: str | None) -> dict[str, Json]:
+    """Return how far answers after the window are from the golden logits; without a distance where none is finite."""
+    if answers is None:
+        return {}
+    golden = np.load(answers, allow_pickle=False)[np.concatenate(rows[: len(last)])]
+    logits = np.concatenate([np.asarray(one["logits"], np.float32) for one in last])
+    comparable = logits.shape == golden.shape and bool(np.isfinite(logits).all())
+    return {"checked": len(golden), **(asdict(parity(golden, logits)) if comparable else {})}
+
+
 def _same_answers(first: Feed, last: Feed) -> None:
-    """Check that the same input still has the same, finite answer after the window."""
+    """Check that the same input still has the same answer after the window."""
     for name, before in first.items():
         a, b = np.asarray(before, np.float64), np.asarray(last[name], np.float64)
-        if not np.isfinite(b).all() or np.abs(a - b).max() > SAME * max(1.0, np.abs(a).max()):
+        if not np.allclose(a, b, rtol=0, atol=SAME * max(1.0, np.nanmax(np.abs(a), initial=0.0)), equal_nan=True):
             fix = "check the machine's memory and temperature, then `edgetl verify` the bundle"
             raise BadHost(f"the answers of output '{name}' changed during the run", fix=fix)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from edgetl import locks
 from edgetl.errors import BadHost
 
 LOG = logging.getLogger("edgetl")
@@ -29,11 +29,9 @@ def alone() -> Iterator[None]:
     except OSError as e:
         raise BadHost(f"{folder} cannot be written: {e.strerror}", fix="set XDG_CACHE_HOME to a folder of yours") from e
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locks.take(handle):
             LOG.info("profile: waiting for another profile to end")
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            locks.wait(handle)
         yield
     finally:
         os.close(handle)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +14,16 @@ import torch
 from numpy.typing import NDArray
 
 import edgetl
-from edgetl import bundle, evaluate, store
+from edgetl import bundle, evaluate
 from edgetl.errors import GateMissed
 from edgetl.golden import Golden
 from edgetl.network import cost
 from edgetl.network.network import Network
 from edgetl.network.to_onnx import node_costs
 from edgetl.preprocess import MASK, Preprocess
-from edgetl.recipe.schema import Target
+from edgetl.quantize.dtypes import shares
+from edgetl.quantize.repair import Lowered
+from edgetl.recipe.schema import Material, Target
 from edgetl.session import Session
 from edgetl.types import Feed, Json
 
@@ -29,8 +31,8 @@ PARITY_BATCHES = (1, 2, 7)
 TOLERANCE = 1e-4
 """Of an fp32 file: the largest difference of an answer over the largest answer."""
 
-NEEDS = {"onnxruntime": ">=1.20"}
-"""The oldest runtime that reads what we write: 1.20 is the first with opset 20 and IR 10 on every platform."""
+CALIBRATION_BATCH = 16
+"""Samples of one batch where a file is calibrated for timing."""
 
 log = logging.getLogger("edgetl")
 
@@ -68,37 +70,70 @@ def torch_answers(net: Network, trial: Trial, n: int, size: int = 64) -> NDArray
 
 
 def make(net: Network, trial: Trial, target: Target, out: Path, folder: Path, facts: Mapping[str, Json]) -> None:
-    """Lower `out`/base.onnx for a target, check the file and write its bundle and its answers.
+    """Write the bundle of a network as its target makes it at once: neither repaired nor chosen, good for timing.
 
-    `out` holds base.onnx and logits.npy of the network; the file's answers go beside them. `facts` are the manifest's
-    `name` and what of its `provenance` the network does not know.
+    `out` holds base.onnx and logits.npy of the network; `facts` are the manifest's `name` and what of its `provenance`
+    the network does not know. A target that calibrates does so on the trial's inputs, and "auto" stands for fp32.
 
     Raises:
         GateMissed: the file does not equal its network; no bundle is written.
 
     """
+    target = target.candidates(())[0]
+    batches = range(0, trial.n, CALIBRATION_BATCH) if target.calibrates else ()
+    material = Material(tuple(trial.batch(i, CALIBRATION_BATCH) for i in batches))
     with tempfile.TemporaryDirectory(dir=out, prefix=".", suffix=".tmp") as scratch:
-        file = target.lower(out / "base.onnx", Path(scratch))
-        session = target.open(Path(scratch) / file, target.session(), torch.get_num_threads())
-        try:
-            answers = evaluate.answers(session, trial.preprocess, trial.heads)
-            parity = _parity(net, trial, session, (np.load(out / "logits.npy"), answers))
-        finally:
-            session.close()
-        if target.precision == "fp32" and parity["max_rel"] > TOLERANCE:
-            fix = "report this network; nothing was shipped"
-            problem = f"{facts['name']}: parity {parity['max_rel']:.2g} of the largest answer, limit {TOLERANCE:g}"
-            raise GateMissed(problem, fix=fix)
-        with store.writing(out / f"{target.use}-{target.precision}.npy") as temporary, temporary.open("wb") as f:
-            np.save(f, answers)
-        manifest = {**describe(net, trial, target, out / "base.onnx"), "name": facts["name"], "file": file}
-        manifest |= {"parity": parity, "accuracy": _accuracy(net, trial, answers)}
-        manifest["provenance"] |= facts["provenance"]
-        files = {file: Path(scratch) / file}
-        if trial.preprocess.raw.kind == "text":
-            files["tokenizer.json"] = trial.preprocess.assets / "tokenizer.json"
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        bundle.write_bundle(folder, manifest, files, _golden(net, trial))
+        file = Path(scratch) / target.lower(out / "base.onnx", Path(scratch), material)
+        checked = check(net, trial, Lowered(target, file), out, facts)
+        ship(net, trial, checked, folder)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A file whose answers are compared with its network's, and all that its manifest says."""
+
+    lowered: Lowered
+    answers: NDArray[np.float32]  # (n, K)
+    manifest: Mapping[str, Json]
+
+    def noted(self, provenance: Mapping[str, Json]) -> Checked:
+        """Return it with more in the manifest's provenance."""
+        return replace(self, manifest={**self.manifest, "provenance": {**self.manifest["provenance"], **provenance}})
+
+
+def check(net: Network, trial: Trial, lowered: Lowered, out: Path, facts: Mapping[str, Json]) -> Checked:
+    """Compare a lowered file with its network, whose base.onnx and logits.npy lie in `out`, and describe it.
+
+    Raises:
+        GateMissed: the file does not equal its network.
+        Refused: the runtime does not read what was made for it.
+
+    """
+    target = lowered.target
+    session = target.open(lowered.file, target.session(), torch.get_num_threads())
+    try:
+        answers = evaluate.answers(session, trial.preprocess, trial.heads)
+        parity = _parity(net, trial, session, (np.load(out / "logits.npy"), answers))
+    finally:
+        session.close()
+    if target.precision == "fp32" and parity["max_rel"] > TOLERANCE:
+        fix = "report this network; nothing was shipped"
+        problem = f"{facts['name']}: parity {parity['max_rel']:.2g} of the largest answer, limit {TOLERANCE:g}"
+        raise GateMissed(problem, fix=fix)
+    manifest = {**describe(net, trial, lowered, out / "base.onnx"), "name": facts["name"]}
+    manifest |= {"parity": parity, "accuracy": _accuracy(net, trial, answers)}
+    manifest["provenance"] |= facts["provenance"]
+    return Checked(lowered, answers, manifest)
+
+
+def ship(net: Network, trial: Trial, checked: Checked, folder: Path) -> None:
+    """Write the bundle of a checked file."""
+    file = checked.lowered.file
+    files = {file.name: file}
+    if trial.preprocess.raw.kind == "text":
+        files["tokenizer.json"] = trial.preprocess.assets / "tokenizer.json"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    bundle.write_bundle(folder, checked.manifest, files, _golden(net, trial))
 
 
 def _parity(net: Network, trial: Trial, session: Session, whole: tuple[NDArray[np.float32], ...]) -> Json:
@@ -130,18 +165,20 @@ def _golden(net: Network, trial: Trial) -> Golden:
     return Golden(trial.raw, inputs, logits, y)
 
 
-def describe(net: Network, trial: Trial, target: Target, base: Path) -> dict[str, Json]:
+def describe(net: Network, trial: Trial, lowered: Lowered, base: Path) -> dict[str, Json]:
     """Return what a manifest says of a network's artifact besides its checks."""
-    raw = trial.preprocess.raw
+    raw, target = trial.preprocess.raw, lowered.target
     text = raw.kind == "text"
     runtime, made_with = target.runtime().split()
     nodes = node_costs(base, {"batch": 1, "tokens": trial.tokens or 1})
+    found = target.dtypes(lowered.file, [node["name"] for node in nodes])
     macs = cost.macs(net, trial.tokens)
     provenance = {
         "edgetl": edgetl.__version__,
         "backbone": _backbone(net),
         "data_sha256": trial.digest,
         "network_sha256": net.digest,
+        "given_back": list(lowered.given_back),
     }
     return {
         "schema_version": bundle.SCHEMA_VERSION,
@@ -155,10 +192,17 @@ def describe(net: Network, trial: Trial, target: Target, base: Path) -> dict[str
         "postprocessing": [{"op": "softmax"}],
         "target": target.use,
         "precision": target.precision,
+        "dtypes": shares(found, nodes),
         "session": target.session(),
-        "runtime": {"name": runtime, "needs": NEEDS.get(runtime, ">=0"), "made_with": made_with},
+        "runtime": {"name": runtime, "needs": target.needs(), "made_with": made_with},
+        "file": lowered.file.name,
         "opset": max(o.version for o in onnx.load(base).opset_import if o.domain == ""),
-        "cost": {"macs": macs, "parameters": cost.parameters(net), "tokens": trial.tokens, "nodes": nodes},
+        "cost": {
+            "macs": macs,
+            "parameters": cost.parameters(net),
+            "tokens": trial.tokens,
+            "nodes": [{**node, "dtype": found.get(node["name"])} for node in nodes],
+        },
         "provenance": provenance,
     }
 

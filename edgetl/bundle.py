@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgetl import plugins
+from edgetl import plugins, versions
 from edgetl.errors import BadHost, BadInput, OutOfResources, Refused
 from edgetl.golden import Golden, dump, parse
 from edgetl.manifest import GOLDEN, MANIFEST, SCHEMA_VERSION, check
@@ -114,7 +114,7 @@ def open_session(bundle: Bundle, threads: int = 1) -> Session:
     except ImportError as error:
         fix = f'pip install "{runtime["name"]}{runtime["needs"]}"'
         raise BadHost(f"{runtime['name']} is not installed or broken: {error}", fix=fix) from error
-    if _numbers(installed.split()[-1]) < _numbers(runtime["needs"].removeprefix(">=")):
+    if not versions.fits(installed.split()[-1], runtime["needs"]):
         fix = f'pip install --upgrade "{runtime["name"]}{runtime["needs"]}"'
         raise BadHost(f"the bundle needs {runtime['name']} {runtime['needs']}, this is {installed}", fix=fix)
     return target.open(bundle.read(bundle.manifest["file"]), bundle.manifest["session"], threads)
@@ -176,9 +176,3 @@ def _target(name: str) -> type[Target]:
     except BadInput as error:
         raise Refused(f"the bundle is for the target '{name}', unknown here", fix="upgrade edgetl") from error
     return plugin
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version, to compare: "1.31.1+cpu" gives (1, 31, 1)."""
-    found = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(part) for part in found[0].split(".")) if found else ()

@@ -38,6 +38,8 @@ class Throughput(Record):
     best_batch: int
     sweep: list[Batch]
     stopped: Literal["gain", "memory", "shape", "most"]  # why no larger batch was tried
+    verdict: Literal["clean", "noisy", "invalid"] | None = None  # null: an older edgetl wrote it
+    flags: tuple[str, ...] = ()  # what disturbed the best batch, and the machine over the whole sweep
 
 
 class Energy(Record):
@@ -47,6 +49,22 @@ class Energy(Record):
     net_j_per_inf: float
     idle_w: float
     source: Literal["meter", "ina3221", "nvml", "rapl"]
+
+
+class Answers(Record):
+    """How far the timed sessions' answers were from the bundle's golden logits, in the worst of all processes."""
+
+    max_abs: float | None  # null: an answer was not finite
+    max_rel: float | None
+    limit: float  # that one of both has to keep
+    n: int
+
+
+class Accuracy(Record):
+    """What the answers were worth while they were timed."""
+
+    measured_on_device: Literal[True] = True
+    parity: Answers
 
 
 class Roof(Record):

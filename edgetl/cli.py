@@ -14,8 +14,10 @@ from edgetl.cli_flags import (
     AsJson,
     Attach,
     Baseline,
+    DebugParity,
     DeviceName,
     DryRun,
+    Explain,
     Judged,
     Limit,
     MeasurementsOut,
@@ -23,6 +25,7 @@ from edgetl.cli_flags import (
     Out,
     Plugins,
     Quiet,
+    Raw,
     RecipeName,
     RecipeOption,
     RunFolder,
@@ -96,8 +99,8 @@ def merge(base: Annotated[str, typer.Argument(help="the backbone's folder or hub
 @app.command()
 def export(where: RunFolder = None,
            target: Annotated[list[str] | None, typer.Option(help="only these targets; repeatable")] = None,
-           judged: Judged = True, as_json: AsJson = False, verbose: Verbose = False, quiet: Quiet = False,
-           plugins: Plugins = None) -> None:  # fmt: skip
+           debug_parity: DebugParity = False, judged: Judged = True, as_json: AsJson = False,
+           verbose: Verbose = False, quiet: Quiet = False, plugins: Plugins = None) -> None:  # fmt: skip
     """Export the reference and every student of a run, or a merged network, and check each file against torch."""
     console.start(verbose, quiet, plugins)
     from edgetl.stages.export import export as stage
@@ -105,9 +108,11 @@ def export(where: RunFolder = None,
     from edgetl.stages.run import newest
 
     folder = newest(where)
-    console.show_paths("bundles", {p.parent.name: p for p in stage(folder, tuple(target or ()))}, folder, as_json)
-    if judged:
-        judge(folder)
+    if debug_parity:
+        return _debug_parity(folder, as_json)
+    made = {f"{p.parent.name} {p.name}": p for p in stage(folder, tuple(target or ()))}
+    console.show_paths("bundles", made, folder, as_json)
+    return judge(folder) if judged else None
 
 
 @app.command()
@@ -133,28 +138,34 @@ def verify(where: RunFolder = None,
 def profile(where: Annotated[list[Path] | None, typer.Argument(help="a run, or bundles (default: newest run)")] = None,
             device: DeviceName = "local", mode: ModeName = "standard", baseline: Baseline = None,
             throughput: Throughput = False, against: Against = None, out: MeasurementsOut = None,
-            limit: Limit = None, attach: Attach = None,
+            limit: Limit = None, attach: Attach = None, raw: Raw = False, explain: Explain = False,
             gate: Annotated[str | None, typer.Option(help="limits: p90_ms=12,peak_mb=200")] = None,
             fresh: Annotated[bool, typer.Option("--fresh", help="measure again what is measured")] = False,
             judged: Judged = True, as_json: AsJson = False, verbose: Verbose = False, quiet: Quiet = False,
             plugins: Plugins = None) -> None:  # fmt: skip
     """Measure latency, memory and cold start on a device, interleaved, in processes of their own, without torch."""
     console.start(verbose, quiet, plugins)
-    from edgetl import measured
+    from edgetl import explained, measured
     from edgetl.measurement import read
     from edgetl.rounds import mode_named
+    from edgetl.stages.explain import explain as stage
     from edgetl.stages.profile import Request, judge, profile_all
     from edgetl.stages.run import newest
 
     folders, old = where or ([] if attach else [newest(None)]), read(against) if against else None
-    request = Request(mode_named(mode), 0, baseline, out, gate, fresh, throughput, limit, attach)
+    request = Request(mode_named(mode), 0, baseline, out, gate, fresh, throughput, limit, attach, raw)
+    reasons = stage(folders, device, out) if explain else []
     measurements = profile_all(folders, device, request)
     ratios = measured.against(measurements, old) if old else []
     if as_json:
         found = {"measurements": [m.to_json() for m in measurements]}
+        found |= {"explained": [reason.model_dump(mode="json") for reason in reasons]} if explain else {}
         console.show_json(found | ({"against": [one.to_json() for one in ratios]} if old else {}))
     else:
         console.show(measured.table(measurements))
+        for reason in reasons:
+            console.show(explained.table(reason))
+            print(explained.text(reason))
         if ratios:
             console.show(console.rows("across runs", measured.ACROSS, [one.cells() for one in ratios]))
     for one in ratios:
@@ -188,6 +199,17 @@ def doctor(target: Annotated[str | None, typer.Option(help="look closely at one 
         console.show(console.rows("doctor", columns, [(f.what, f.found, f.state, f.fix) for f in found]))
     if any(f.state == "broken" for f in found):
         raise typer.Exit(4)
+
+
+def _debug_parity(folder: Path, as_json: bool) -> None:
+    from edgetl.stages.debug_parity import COLUMNS, debug_parity, require
+
+    found = debug_parity(folder)
+    if as_json:
+        console.show_json({"parity": [one.to_json() for one in found]})
+    else:
+        console.show(console.rows("first module whose answer is wrong", COLUMNS, [one.cells() for one in found]))
+    require(found)
 
 
 def _dry_run(path: Path, sets: list[str], folder: Path, as_json: bool) -> None:

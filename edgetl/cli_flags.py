@@ -32,4 +32,10 @@ MeasurementsOut = Annotated[
     Path | None, typer.Option("--out", help="keep measurements of bundles here; those of a run are kept in its folder")
 ]
 Limit = Annotated[str | None, typer.Option("--limit", help="a smaller device: memory=512MB,cpus=1")]
+Raw = Annotated[bool, typer.Option("--raw", help="fetch the samples of another machine too; this one's are kept")]
 Attach = Annotated[str | None, typer.Option("--attach", help="collect a run whose link to the device was lost")]
+Explain = Annotated[bool, typer.Option("--explain", help="where the time goes too, by module, and why it is slow")]
+DebugParity = Annotated[
+    bool,
+    typer.Option("--debug-parity", help="export nothing; name the first module of each file whose answer is wrong"),
+]

@@ -16,6 +16,7 @@ from edgetl.evaluate import Score, interval_json
 from edgetl.gates import Facts, Verdict
 from edgetl.intervals import Interval
 from edgetl.measurement import Measurement
+from edgetl.recipe.plan import files
 from edgetl.types import Json
 
 NOTHING = Interval(0.0, 0.0, 0.0)
@@ -28,6 +29,7 @@ class Row:
     name: str
     target: str
     precision: str
+    asked: str  # the precision that the recipe names, which may be "auto"
     reference: bool
     judged: bool  # a student, or the reference where the recipe makes nothing else
     bundle: Bundle
@@ -39,7 +41,8 @@ class Row:
     @property
     def title(self) -> str:
         """The row's name in tables."""
-        return f"{self.name} {self.target} {self.precision}"
+        chosen = " (auto)" if self.asked == "auto" else ""
+        return f"{self.name} {self.target} {self.precision}{chosen}"
 
     def missed(self, device: str | None) -> list[Verdict]:
         """Return the limits that it does not keep, of those that hold everywhere or on the device."""
@@ -53,6 +56,9 @@ class Row:
             "name": self.name,
             "target": self.target,
             "precision": self.precision,
+            "dtypes": manifest.get("dtypes"),
+            "given_back": manifest["provenance"].get("given_back"),
+            "ladder": manifest["provenance"].get("ladder"),
             "reference": self.reference,
             "sha256": self.bundle.sums[manifest["file"]],
             "bundle_sha256": measurement.identity(self.bundle.sums),
@@ -79,9 +85,8 @@ def rows(run: Path, plan: Mapping[str, Json]) -> list[Row]:
 
     """
     tests = Tests(run, _labels(run), _reference_logits(run, plan))
-    names = (plan["reference"], *(n for n in plan["students"] if n != plan["reference"]))
-    folders = [run / "bundles" / name / f"{t['use']}-{t['precision']}" for name in names for t in plan["targets"]]
-    every = [(f.parent.name, open_bundle(f)) for f in folders if (f / "manifest.json").is_file()]
+    folders = [(name, run / "bundles" / name / f"{t['use']}-{t['precision']}") for name, t in files(plan)]
+    every = [(name, open_bundle(f)) for name, f in folders if (f / "manifest.json").is_file()]
     opened = [(name, bundle) for name, bundle in every if _current(run, plan, name, bundle)]
     references = [bundle for name, bundle in opened if name == plan["reference"]]
     cost = min((b.manifest["cost"]["macs"] for b in references), default=0)
@@ -147,7 +152,9 @@ def _row(
     cut: bool,
 ) -> Row:
     manifest, reference = bundle.manifest, name == plan["reference"]
-    judged = not reference or not plan["students"]
+    asked = bundle.folder.name.removeprefix(f"{manifest['target']}-")
+    planned = any((t["use"], t["precision"]) == (manifest["target"], asked) for t in plan["targets"])
+    judged = not reference or (not plan["students"] and planned)
     quality = _quality(bundle, name, tests, paired=judged)
     size = (bundle.folder / manifest["file"]).stat().st_size
     facts = Facts(
@@ -160,14 +167,15 @@ def _row(
         cut=cut,
         timings={device: measurement.timing(m) for device, m in measured.items()},
     )
-    verdicts = tuple(gates.judge(plan["gates"], plan["budgets"], facts)) if judged else ()
+    budgets = gates.with_own(plan["budgets"], {device: m.device.limit_p90_ms for device, m in measured.items()})
+    verdicts = tuple(gates.judge(plan["gates"], budgets, facts)) if judged else ()
     target, precision = manifest["target"], manifest["precision"]
-    return Row(name, target, precision, reference, judged, bundle, size, quality, measured, verdicts)
+    return Row(name, target, precision, asked, reference, judged, bundle, size, quality, measured, verdicts)
 
 
 def _quality(bundle: Bundle, name: str, tests: Tests, *, paired: bool) -> Quality:
     manifest, folder, y = bundle.manifest, tests.run / "students" / name, tests.y
-    logits = _array(folder / f"{manifest['target']}-{manifest['precision']}.npy")
+    logits = _array(folder / f"{bundle.folder.name}.npy")
     torch = _array(folder / "logits.npy")
     if logits is None or y is None:
         return Quality()

@@ -7,14 +7,16 @@ import hashlib
 import json
 import platform
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import psutil
 from pydantic import Field, ValidationError, field_validator
 
-from edgetl import machine, shipped
+from edgetl import gpu, machine, shipped, versions
 from edgetl.errors import BadHost, BadInput, BadInputs
+from edgetl.links._ssh_address import SSH, parse
 from edgetl.plugins import nearest
 from edgetl.recipe import yaml12
 from edgetl.strict import Strict
@@ -49,7 +51,7 @@ class Runtime(Strict):
     """A runtime that the device has, and the providers that may be used, the preferred one first."""
 
     name: str
-    version: str = ""
+    version: Annotated[str, Field(pattern=versions.WANTED)] = ""  # a measurement with another one warns
     providers: tuple[str, ...] = ()
     max_opset: Count | None = None
 
@@ -64,7 +66,7 @@ class Memory(Strict):
 
 
 class Storage(Strict):
-    """Bytes that one bundle may take on disk."""
+    """Bytes that one bundle may take on disk, judged wherever one is measured."""
 
     budget_bytes: Count | None = None
 
@@ -79,7 +81,7 @@ class Power(Strict):
 
 
 class Thermal(Strict):
-    """How it is cooled, and where throttling can be read."""
+    """How it is cooled, where throttling can be read, and how cool it has to be before anything is measured."""
 
     cooling: Literal["none", "passive", "active"] | None = None
     throttle_probe: Literal["vcgencmd", "sysfs", "nvml"] | None = None
@@ -88,7 +90,7 @@ class Thermal(Strict):
 
 
 class Limits(Strict):
-    """Limits that hold for whatever runs there."""
+    """Limits that hold for whatever runs there, judged wherever something is measured."""
 
     latency_p90_ms: float | None = Field(None, gt=0)
 
@@ -128,7 +130,7 @@ class Device(Strict):
     name: str = Field(pattern=NAME)
     kind: Literal["cpu", "cuda", "jetson", "android"] = "cpu"
     arch: Arch
-    link: str = Field("local://", pattern=r"^(local://|(ssh|adb|docker)://[A-Za-z0-9@._:/-]*)$")
+    link: str = Field("local://", pattern=r"^(local://|(ssh|adb)://[A-Za-z0-9@._:/%\[\]-]*)$")
     host_key_sha256: str | None = None
     runtimes: tuple[Runtime, ...] = ()
     threads: Count = 1
@@ -143,6 +145,16 @@ class Device(Strict):
     noise: Floor | None = None
     tensorrt: TensorRT | None = None
     notes: str = ""
+
+    @field_validator("link")
+    @classmethod
+    def _reachable(cls, link: str) -> str:
+        if link.startswith(SSH):
+            try:
+                parse(link)
+            except BadInput as e:
+                raise ValueError(e.problem) from e
+        return link
 
     @field_validator("cpus")
     @classmethod
@@ -240,7 +252,8 @@ def require_here(device: Device) -> None:
 
 
 def fingerprint(device: Device, runtime: str) -> str:
-    """Return the sha256 of what makes two measurements comparable: machine, kernel, clocks, threads, runtime."""
+    """Return the sha256 of what makes two measurements comparable: machine, kernel, clocks, threads, runtime, GPU."""
+    card = gpu.facts(device.kind)
     facts = [
         cpu_model(),
         len(usable_cpus()),
@@ -251,6 +264,7 @@ def fingerprint(device: Device, runtime: str) -> str:
         device.threads,
         device.power.mode,
         runtime,
+        *(astuple(card) if card else ()),
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 

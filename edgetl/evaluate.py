@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 Floats: TypeAlias = NDArray[np.floating]
 Ints: TypeAlias = NDArray[np.integer]
 
+FP32_LIMIT = 1e-4
+"""The largest difference of an fp32 file's logits from its torch network's, absolute or relative."""
+
 RESAMPLES = 1000
 """Bootstrap resamples of an interval."""
 
@@ -49,6 +52,10 @@ class Parity:
 
     max_abs: float  # largest difference of a logit
     max_rel: float  # max_abs over the largest logit of the reference
+
+    def within(self, limit: float) -> bool:
+        """Say whether either difference is at most the limit; what is not finite never is."""
+        return min(self.max_abs, self.max_rel) <= limit
 
 
 def interval_json(interval: Interval) -> dict[str, Json]:
@@ -114,6 +121,14 @@ def parity(reference: Floats, logits: Floats) -> Parity:
     max_abs = float(np.abs(logits.astype(np.float64) - reference).max())
     scale = float(np.abs(reference).max())
     return Parity(max_abs, max_abs / scale if scale else max_abs)
+
+
+def tolerance(manifest: Mapping[str, Json]) -> float:
+    """Return how far an artifact's logits may be from its goldens on any device, absolute or relative."""
+    if manifest["precision"] == "fp32":
+        return FP32_LIMIT
+    # Kernels of low precision differ between processors; the host's own difference sets the scale.
+    return max(FP32_LIMIT, 2 * float(manifest["parity"]["max_rel"]))
 
 
 def _fits(logits: Array, y: Array, count: int) -> None:

@@ -103,6 +103,18 @@ def judge_budget(budget: Mapping[str, Json], facts: Facts, device: str) -> list[
     return found
 
 
+def with_own(
+    budgets: Mapping[str, Mapping[str, Json]], own: Mapping[str, float | None]
+) -> Mapping[str, Mapping[str, Json]]:
+    """Return the budgets with the 90th percentile in milliseconds that a device's file sets, where that is stricter."""
+    found = dict(budgets)
+    for device, most in own.items():
+        if most is not None:
+            asked = found.get(device, {})
+            found[device] = {**asked, "p90_ms": min(most, asked.get("p90_ms") or most)}
+    return found
+
+
 def missed(verdicts: Sequence[Verdict], device: str | None) -> list[Verdict]:
     """Return the limits that are not kept, of those that hold everywhere or on the device."""
     return [v for v in verdicts if v.device in (None, device) and not v.passes]
@@ -135,8 +147,9 @@ def _faster(asked: bool | None, facts: Facts, device: str) -> list[Verdict]:
     if timing is None or ratio is None:
         note = _why_not(timing) or "no reference was measured with it"
         return [Verdict("faster", 1.0, None, None, device, note, binding=bool(asked))]
-    note = "noisy" if timing.verdict == "noisy" else ""
-    return [Verdict("faster", 1.0, ratio.high, ratio.high < 1, device, note)]
+    notes = ["no measurable gain"] if ratio.high >= 1 else []
+    notes += ["noisy"] if timing.verdict == "noisy" else []
+    return [Verdict("faster", 1.0, ratio.high, ratio.high < 1, device, ", ".join(notes))]
 
 
 def _why_not(timing: Timing | None) -> str:

@@ -1,24 +1,24 @@
-"""What is read beside a measuring process: energy meters, and the memory of a GPU. [no torch]
+"""What is read beside a measuring process: energy meters, clocks, and the memory of a GPU. [no torch]
 
-Each is read by the waiting process, so that the measured one holds nothing of them. The paths for NVIDIA GPUs follow
-NVML's documentation and have not run on a GPU yet.
+Each is read by the waiting process, so that the measured one holds nothing of them.
 """
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from edgetl.device import Device
+from edgetl import machine
+from edgetl.device import Device, usable_cpus
+from edgetl.gpu import Nvml
 
 Source: TypeAlias = Literal["ina3221", "nvml", "rapl"]
-METER_PERIOD_S, GPU_PERIOD_S = 0.05, 0.01
+METER_PERIOD_S, GPU_PERIOD_S, CLOCK_PERIOD_S = 0.05, 0.01, 0.25
 INPUTS = ("VDD_IN", "POM_5V_IN")
 """The rails of Jetson boards that feed all the others; adding up the others would miss or double some."""
 
@@ -26,7 +26,9 @@ INPUTS = ("VDD_IN", "POM_5V_IN")
 class Meter(Protocol):
     """A source of energy readings."""
 
-    source: Source
+    @property
+    def source(self) -> Source:
+        """What is read, as a measurement names it."""
 
     def joules(self) -> float:
         """Return the energy since some moment; OSError where it can no longer be read."""
@@ -98,42 +100,16 @@ class Ina3221:
         return _number(self._volts) * _number(self._amperes) / 1e6  # millivolts times milliamperes
 
 
-class Nvml:
-    """The energy counter of an NVIDIA GPU, and the memory that a process holds on it."""
+class Clocks:
+    """The clocks of the cores that compute, as the kernel shows them."""
 
-    source: Source = "nvml"
+    def __init__(self, cpus: Sequence[int], threads: int, root: Path) -> None:
+        self._cpus, self._threads, self._root = cpus, threads, root / "devices/system/cpu"
 
-    def __init__(self, library: Any, index: int = 0) -> None:
-        self._library, self._gpu = library, library.nvmlDeviceGetHandleByIndex(index)
-
-    @classmethod
-    def found(cls) -> Nvml | None:
-        """Return the first GPU; None without a driver, or without the package that reads it."""
-        try:
-            library = importlib.import_module("pynvml")
-        except ImportError:
-            return None
-        try:
-            library.nvmlInit()
-            return cls(library)
-        except library.NVMLError:
-            return None
-
-    def joules(self) -> float:
-        """Return the energy since the driver was loaded."""
-        try:
-            return float(self._library.nvmlDeviceGetTotalEnergyConsumption(self._gpu)) / 1e3
-        except self._library.NVMLError as error:
-            raise OSError(str(error)) from error
-
-    def memory(self, pid: int) -> int | None:
-        """Return the bytes that a process holds; None where the driver does not say."""
-        try:
-            running = self._library.nvmlDeviceGetComputeRunningProcesses(self._gpu)
-        except self._library.NVMLError:
-            return None
-        used: list[int | None] = [one.usedGpuMemory for one in running if one.pid == pid]
-        return used[0] if used else None
+    def mhz(self) -> float | None:
+        """Return the lowest clock now of as many cores as there are threads, the fastest: the others may be idle."""
+        shown = (machine.clock_mhz(cpu, self._root) for cpu in self._cpus)
+        return min(sorted((c for c in shown if c is not None), reverse=True)[: self._threads], default=None)
 
 
 @dataclass(frozen=True)
@@ -143,11 +119,14 @@ class Instruments:
     meter: Meter | None = None
     gpu: Nvml | None = None
     idle_w: float = 0.0
+    clocks: Clocks | Nvml | None = None  # of what computes
 
     @property
     def period_s(self) -> float | None:
         """The time between readings; None where there is nothing to read."""
-        return GPU_PERIOD_S if self.gpu else METER_PERIOD_S if self.meter else None
+        if self.gpu:
+            return GPU_PERIOD_S
+        return METER_PERIOD_S if self.meter else CLOCK_PERIOD_S if self.clocks else None
 
 
 NONE = Instruments()
@@ -160,6 +139,8 @@ class Readings:
     clock_ns: list[int] = field(default_factory=list)
     energy: list[float] = field(default_factory=list)
     gpu_peak: int | None = None
+    clocks: list[tuple[int, float]] = field(default_factory=list)  # when, and megahertz
+    reasons: list[tuple[int, int]] = field(default_factory=list)  # when, and why the GPU's clocks are low, as bits
 
     def take(self, watch: Instruments, pid: int) -> None:
         """Read every instrument once; energy that can no longer be read ends its series for good."""
@@ -170,8 +151,26 @@ class Readings:
                 joules = float("nan")
             self.clock_ns.append(time.perf_counter_ns())
             self.energy.append(joules)
-        if watch.gpu and (used := watch.gpu.memory(pid)):
+        if watch.gpu:
+            self._take_gpu(watch.gpu, pid)
+        now = time.perf_counter_ns()
+        due = not self.clocks or now - self.clocks[-1][0] >= CLOCK_PERIOD_S * 1e9
+        if watch.clocks and due and (mhz := watch.clocks.mhz()) is not None:
+            self.clocks.append((now, mhz))
+
+    def _take_gpu(self, gpu: Nvml, pid: int) -> None:
+        if used := gpu.memory(pid):
             self.gpu_peak = max(used, self.gpu_peak or 0)
+        if (bits := gpu.reasons()) is not None:
+            self.reasons.append((time.perf_counter_ns(), bits))
+
+    def mhz(self, start_ns: int, end_ns: int) -> list[float]:
+        """Return the clocks read between two moments."""
+        return [mhz for when, mhz in self.clocks if start_ns <= when <= end_ns]
+
+    def why_slow(self, start_ns: int, end_ns: int) -> list[int]:
+        """Return the bits of why the GPU's clocks were low at every reading between two moments."""
+        return [bits for when, bits in self.reasons if start_ns <= when <= end_ns]
 
     def joules(self, start_ns: int, end_ns: int) -> float | None:
         """Return the energy between two moments, on a line between readings; None outside what was read."""
@@ -184,11 +183,18 @@ class Readings:
 
 def instruments(device: Device, root: Path = Path("/sys"), idle_s: float = 1.0) -> Instruments:
     """Return what this machine can read, and measure the power of the idle machine for so many seconds."""
-    gpu = Nvml.found() if device.kind == "cuda" else None
+    gpu = Nvml.found() if device.kind in ("cuda", "jetson") else None
+    shown = gpu or clocks(device, root)
     there: tuple[Meter | None, ...] = (Ina3221.found(root), gpu, Rapl.found(root))
     meter = next((one for one in there if one and device.power.energy in ("none", one.source)), None)
     watts = None if meter is None else _idle(meter, idle_s)
-    return Instruments(None, gpu) if watts is None else Instruments(meter, gpu, watts)
+    return Instruments(None, gpu, clocks=shown) if watts is None else Instruments(meter, gpu, watts, shown)
+
+
+def clocks(device: Device, root: Path = Path("/sys")) -> Clocks | None:
+    """Return the clocks of a device's cores; None where the kernel shows none, as in most VMs."""
+    made = Clocks(device.cpus or usable_cpus(), device.threads, root)
+    return None if made.mhz() is None else made
 
 
 def _idle(meter: Meter, seconds: float) -> float | None:

@@ -1,4 +1,4 @@
-"""The memory and the cores of a smaller device: every measuring process in a control group of its own. [no torch]"""
+"""The memory and cores of a smaller device: each measuring process in its own control group or container. [no torch]"""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import secrets
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgetl import containers
 from edgetl.errors import BadHost, BadInput, OutOfResources
 from edgetl.plugins import nearest
 
@@ -41,6 +42,7 @@ class Group:
     limit: int | None = None  # bytes
     prefix: tuple[str, ...] = ()  # of a command that runs in it
     folder: Path | None = None  # where the kernel shows it; None: only a service manager knows
+    contained: bool = False  # a container's own Python runs the command, and its result is what it prints
 
     def check(self, code: int, what: str) -> None:
         """Check that a process with this exit code was not killed for the limit.
@@ -102,8 +104,11 @@ def limited(device: Device, text: str | None) -> Device:
 
 
 @contextlib.contextmanager
-def enclosed(limit: int | None) -> Iterator[Group]:
+def enclosed(limit: int | None, reads: Sequence[Path] = ()) -> Iterator[Group]:
     """Yield a group with a memory limit in bytes, swap excluded, which is gone afterwards; with None, no group.
+
+    It is a group of the kernel's, a scope of systemd's or a container, whichever is allowed here first; a container
+    sees the files and folders in `reads` and no others.
 
     Raises:
         BadHost: this user may not limit memory here.
@@ -119,8 +124,13 @@ def enclosed(limit: int | None) -> Iterator[Group]:
         finally:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+    elif scope := _scope():
+        yield Group(limit, (*scope, "-p", f"MemoryMax={limit}", "-p", "MemorySwapMax=0", "--"))
     else:
-        yield Group(limit, (*_scope(), "-p", f"MemoryMax={limit}", "-p", "MemorySwapMax=0", "--"))
+        groups = "memory" in _controllers()
+        lacks = "no writable group and no systemd-run --scope" if groups else "no cgroup v2 with memory"
+        with containers.contained(limit, reads, lacks) as prefix:
+            yield Group(limit, prefix, contained=True)
 
 
 def _read(text: str) -> tuple[int | None, int | None]:
@@ -172,8 +182,8 @@ def _may(folder: Path) -> bool:
     return "memory" in passed_on and os.access(folder, os.W_OK) and os.access(folder / "cgroup.procs", os.W_OK)
 
 
-def _scope() -> tuple[str, ...]:
-    """Return the command that runs another in a scope of systemd, where this user may."""
+def _scope() -> tuple[str, ...] | None:
+    """Return the command that runs another in a scope of systemd; None where this user may not."""
     command = ("systemd-run", "--scope", "--quiet", "--collect", *(() if os.getuid() == 0 else ("--user",)))
     if shutil.which(command[0]) and "memory" in _controllers():
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
@@ -182,11 +192,7 @@ def _scope() -> tuple[str, ...]:
             )
             if tried.returncode == 0:
                 return command
-    lacks = (
-        "no cgroup v2 with memory" if "memory" not in _controllers() else "no writable group and no systemd-run --scope"
-    )
-    fix = "run edgetl itself in `docker run --memory=...`, or on a system with cgroup v2 and systemd"
-    raise BadHost(f"--limit: memory cannot be limited here: {lacks}", fix=fix)
+    return None
 
 
 def _controllers() -> list[str]:

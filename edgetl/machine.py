@@ -31,9 +31,27 @@ def usable_cpus() -> tuple[int, ...]:
     return tuple(range(os.cpu_count() or 1))
 
 
-def governor() -> str | None:
+def governor(root: Path = _CPU) -> str | None:
     """Return the frequency governor of the first core; None where the kernel shows none, as in most VMs."""
-    return _text(_CPU / "cpu0/cpufreq/scaling_governor")
+    return _text(root / "cpu0/cpufreq/scaling_governor")
+
+
+def turbo(root: Path = _CPU) -> bool | None:
+    """Return whether clocks above the nominal one are allowed; None where the kernel does not say."""
+    if (barred := _text(root / "intel_pstate/no_turbo")) is not None:
+        return barred == "0"
+    boost = _text(root / "cpufreq/boost")
+    return None if boost is None else boost == "1"
+
+
+def cap_mhz(root: Path = _CPU) -> float | None:
+    """Return the lowest of the highest clocks that cores are allowed now; None where the kernel shows none."""
+    return min(_mhz(root, "cpu[0-9]*/cpufreq/scaling_max_freq"), default=None)
+
+
+def clock_mhz(cpu: int, root: Path = _CPU) -> float | None:
+    """Return the clock of a core now; None where the kernel shows none, as in most VMs."""
+    return next(iter(_mhz(root, f"cpu{cpu}/cpufreq/scaling_cur_freq")), None)
 
 
 def cache_bytes(root: Path = _CPU) -> int | None:
@@ -58,6 +76,12 @@ def cpuinfo(*keys: str) -> str:
         if found:
             return found[1].strip()
     return ""
+
+
+def _mhz(root: Path, pattern: str) -> list[float]:
+    """Return the clocks in files of a pattern, which count in kilohertz."""
+    texts = (_text(path) or "" for path in root.glob(pattern))
+    return [int(text) / 1000 for text in texts if text.isdecimal()]
 
 
 def _text(path: Path) -> str | None:

@@ -10,7 +10,7 @@ from edgetl import comparing
 from edgetl.capacity import Energy, Roof, Throughput
 from edgetl.errors import BadInput
 from edgetl.intervals import Interval
-from edgetl.measurement import Comparison, Measurement
+from edgetl.measurement import Comparison, Measurement, Memory
 from edgetl.types import Json
 
 if TYPE_CHECKING:
@@ -25,13 +25,15 @@ ACROSS = ("artifact", "against", "ratio", "95 %", "word")
 
 
 def table(measurements: Sequence[Measurement]) -> Table:
-    """Return the measurements as a table for the terminal; energy, throughput and roofline only where known."""
+    """Return the measurements as a table for the terminal; what not all have only where it is known."""
     from rich.table import Table
 
     rates, energies = any(m.throughput for m in measurements), any(m.energy for m in measurements)
-    roofs = any(m.roofline for m in measurements)
+    roofs, limited = any(m.roofline for m in measurements), any(m.memory.budget_bytes for m in measurements)
     more = (
-        *(["items/s"] if rates else []), *(["mJ gross, net"] if energies else []), *(["% of roofline"] if roofs else [])
+        *(["items/s"] if rates else []), *(["mJ gross, net"] if energies else []),
+        *(["% of roofline"] if roofs else []),
+        *(["fits"] if limited else [])
     )  # fmt: skip
     made = Table(*COLUMNS, *more, title="measured", title_justify="left", caption=floor(measurements))
     for m in measurements:
@@ -39,6 +41,7 @@ def table(measurements: Sequence[Measurement]) -> Table:
             *([_rate(m.throughput)] if rates else []),
             *([_millijoules(m.energy)] if energies else []),
             *([roof(m.roofline)] if roofs else []),
+            *([_fits(m.memory)] if limited else []),
         )
         made.add_row(*cells(m), *added)
     return made
@@ -123,7 +126,16 @@ def roof(found: Roof | None) -> str:
 
 
 def _rate(rate: Throughput | None) -> str:
-    return f"{rate.best_items_per_s:.4g} at batch {rate.best_batch}" if rate else "-"
+    if rate is None:
+        return "-"
+    doubt = "" if rate.verdict in (None, "clean") else f", {rate.verdict} ({', '.join(rate.flags) or 'too uncertain'})"
+    return f"{rate.best_items_per_s:.4g} at batch {rate.best_batch}{doubt}"
+
+
+def _fits(memory: Memory) -> str:
+    if memory.budget_bytes is None or memory.fits is None:
+        return "-"
+    return f"{memory.budget_bytes / 1e6:g} MB" if memory.fits else f"slower within {memory.budget_bytes / 1e6:g} MB"
 
 
 def _millijoules(energy: Energy | None) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field, ValidationError
 
 from edgetl import store
-from edgetl.capacity import Energy, Record, Roof, Throughput
+from edgetl.capacity import Accuracy, Energy, Record, Roof, Throughput
 from edgetl.errors import BadInput, Refused
 from edgetl.gates import Timing
 from edgetl.intervals import Interval
@@ -65,8 +65,14 @@ class Machine(Record):
     kernel: str
     mem_total_bytes: int
     governor: str | None
+    turbo: bool | None = None
     power_mode: str | None
     link: str
+    gpu_model: str | None = None
+    gpu_uuid: str | None = None
+    driver: str | None = None
+    limit_p90_ms: float | None = None  # its file's own, for whatever runs there
+    limit_bundle_bytes: int | None = None
 
 
 class Warmup(Record):
@@ -145,6 +151,8 @@ class Memory(Record):
     private_dirty_bytes: int | None = None
     gpu_peak_bytes: int | None = None  # of the process, with the driver's context
     gpu_method: Literal["nvml"] | None = None
+    budget_bytes: int | None = None  # the limit that was kept on every process
+    fits: bool | None = None  # within it, and at most 5 % slower than without; null: no limit, or not comparable
 
 
 class Size(Record):
@@ -165,6 +173,9 @@ class Noise(Record):
     cv: float | None  # of the timed samples, within rounds
     throttle_word: str | None
     temp_c_max: float | None = None
+    clock_mhz_min: float | None = None  # in the windows, of the slowest core or of the GPU
+    clock_mhz_median: float | None = None
+    clock_reasons: tuple[str, ...] = ()  # why a GPU's clocks were low
     mde: float | None  # smallest effect that the comparison could have shown
     aa_ratio_ci95: Ends | None = None  # of the baseline to itself in the same rounds; null where the mode has none
 
@@ -210,6 +221,7 @@ class Measurement(Record):
     memory: Memory
     size: Size
     throughput: Throughput | None = None
+    accuracy: Accuracy | None = None  # None: an older edgetl wrote it
     energy: Energy | None = None
     comparison: Comparison | None = None
     roofline: Roof | None = None  # None: the device file has no peak for it

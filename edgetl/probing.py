@@ -10,12 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO
 
-from edgetl import limits
+from edgetl import containers, limits
 from edgetl._probe import Job
 from edgetl.errors import MEASURING, BadHost, EdgetlError, OutOfResources, Refused
 from edgetl.instruments import NONE, Instruments, Readings
@@ -24,6 +24,8 @@ from edgetl.types import Json
 
 START = "import sys; sys.path.insert(0, sys.argv[1]); from edgetl._probe import main; main()"
 """An isolated interpreter ignores the working folder and PYTHONPATH; the package is found where this one was."""
+
+PACKAGE = str(Path(__file__).parent.parent)
 
 KEPT = (
     "PATH",
@@ -34,9 +36,13 @@ KEPT = (
     "TMPDIR",
     "SYSTEMROOT",
     "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER",
     FOLDERS_VARIABLE,
 )
 """The only variables that a measuring process inherits."""
+
+TOOLS = ("XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST")
+"""Besides these, where its memory is limited: what limits it is reached through them."""
 
 GRACE_S = 5.0
 
@@ -47,6 +53,15 @@ class Wait:
 
     timeout_s: float
     watch: Instruments
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Where a process writes."""
+
+    out: int  # the descriptor of its result
+    errors: IO[bytes]
+    printed: bool  # its result comes on standard output
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,11 @@ class Sample:
     private_dirty: int | None = None
     joules: float | None = None  # in the window
     gpu_peak: int | None = None
+    mhz: Sequence[float] = ()  # clocks read in the window, of the slowest core or of the GPU
+    reasons: Sequence[int] = ()  # why the GPU's clocks were low, at each reading in the window
+    checked: int = 0  # answers after the window that were compared with golden logits
+    max_abs: float | None = None  # their largest difference; None: one was not finite, or none was compared
+    max_rel: float | None = None
 
 
 def probe(job: Job, pad: int, timeout_s: float, watch: Instruments = NONE) -> Sample | None:
@@ -88,9 +108,17 @@ def probe(job: Job, pad: int, timeout_s: float, watch: Instruments = NONE) -> Sa
         OutOfResources: the process found no memory, or the system killed it.
 
     """
-    with limits.enclosed(job.limit) as group, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
-        command, environment = [*group.prefix, *_command(job, out.fileno())], _environment(pad)
-        code, seen = _run(command, out.fileno(), errors, environment, Wait(timeout_s, watch))
+    with (
+        limits.enclosed(job.limit, _reads(job)) as group,
+        tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as errors,
+    ):
+        python, place = (
+            (containers.PYTHON, containers.RESULT) if group.contained else (sys.executable, str(out.fileno()))
+        )
+        command = [*group.prefix, python, "-I", "-c", START, PACKAGE, place, json.dumps(asdict(job))]
+        streams = Streams(out.fileno(), errors, printed=group.contained)
+        code, seen = _run(command, streams, environment(pad, limited=group.limit is not None), Wait(timeout_s, watch))
         if code is None:
             return None
         group.check(code, job.bundle)
@@ -99,9 +127,13 @@ def probe(job: Job, pad: int, timeout_s: float, watch: Instruments = NONE) -> Sa
         last = _last(out.read())
         if code == 0 and last["phase"] == "done":
             facts: dict[str, Json] = {field.name: last[field.name] for field in fields(Sample) if field.name in last}
-            start = last["window_ns"]
-            joules = seen.joules(start, start + round(last["seconds"] * 1e9))
-            return Sample(**facts, joules=joules, gpu_peak=seen.gpu_peak)
+            window = last["window_ns"], last["window_ns"] + round(last["seconds"] * 1e9)
+            read: dict[str, Json] = {
+                "joules": seen.joules(*window),
+                "mhz": seen.mhz(*window),
+                "reasons": seen.why_slow(*window),
+            }
+            return Sample(**facts, **read, gpu_peak=seen.gpu_peak)
         raise _explained(code, last, job.bundle, errors.read().decode("utf-8", "replace"))
 
 
@@ -112,18 +144,20 @@ def _last(said: bytes) -> dict[str, Json]:
     return found
 
 
-def _command(job: Job, out: int) -> list[str]:
-    package = str(Path(__file__).parent.parent)
-    return [sys.executable, "-I", "-c", START, package, str(out), json.dumps(asdict(job))]
+def _reads(job: Job) -> list[Path]:
+    """Return the files and folders that a measuring process reads, besides its Python's."""
+    named = (job.bundle, job.inputs, job.answers, *os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep))
+    return [Path(__file__).parent, *(Path(one).resolve() for one in named if one)]
 
 
-def _environment(pad: int) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+def environment(pad: int, *, limited: bool = False) -> dict[str, str]:
+    """Return the variables of a measuring process, lengthened by so many bytes."""
+    kept = {name: os.environ[name] for name in (*KEPT, *(TOOLS if limited else ())) if name in os.environ}
     return {**kept, "EDGETL_PAD": "x" * pad}
 
 
 def _run(
-    command: list[str], out: int, errors: IO[bytes], environment: Mapping[str, str], wait: Wait
+    command: list[str], streams: Streams, environment: Mapping[str, str], wait: Wait
 ) -> tuple[int | None, Readings]:
     """Return the exit code, negative for a signal, None on time-out; and what the instruments read meanwhile.
 
@@ -132,10 +166,10 @@ def _run(
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=errors,
+        stdout=streams.out if streams.printed else subprocess.DEVNULL,
+        stderr=streams.errors,
         env=environment,
-        pass_fds=(out,),
+        pass_fds=(streams.out,),
         start_new_session=True,
     )
     readings = Readings()

@@ -1,4 +1,4 @@
-"""The raw samples of a measurement: one .npz beside its file, named in it by sha256. [no torch, no pydantic]"""
+"""The raw samples of a measurement: one .npz beside its file, named in it by sha256. [no torch]"""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetl import store
+from edgetl import measurement, store
+from edgetl.measurement import Measurement
 from edgetl.probing import Sample
 
 
@@ -26,8 +27,11 @@ def pack(samples: Sequence[Sample | None]) -> bytes:
     return file.getvalue()
 
 
-def write(samples: Sequence[Sample | None], path: Path) -> str:
-    """Write the samples of a measurement atomically and return the sha256 of the file."""
-    data = pack(samples)
-    store.write_bytes(path, data)
-    return hashlib.sha256(data).hexdigest()
+def keep(one: Measurement, samples: bytes | None, path: Path) -> Measurement:
+    """Write a measurement, its samples beside it where they are given, and return it with their sha256."""
+    if samples is not None:
+        store.write_bytes(path.with_suffix(".npz"), samples)
+        sha256 = hashlib.sha256(samples).hexdigest()
+        one = one.model_copy(update={"latency": one.latency.model_copy(update={"samples_sha256": sha256})})
+    measurement.write(one, path)
+    return one

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import platform
 import re
 import secrets
@@ -17,15 +16,17 @@ import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from edgetl import measurement, store
+from edgetl import raw, store
 from edgetl._agent import BEGIN, PYTHON
 from edgetl.device import Device, require_here
-from edgetl.errors import BadHost, BadInput, EdgetlError, OutOfResources, Refused
-from edgetl.links import LOCAL, Link, _answers, open_link, plain
-from edgetl.links._answers import RESULT_BYTES, Expected
+from edgetl.errors import BadHost, EdgetlError, OutOfResources, Refused
+from edgetl.links import LOCAL, Link, _answers, _notes, open_link, plain
+from edgetl.links._answers import RAW_BYTES, RESULT_BYTES, Expected
+from edgetl.links._notes import Remote
 from edgetl.links._package import CORE, package
 from edgetl.links._talk import Lost, ask, lines, send
 from edgetl.measurement import Measurement, Mode
@@ -38,7 +39,9 @@ LOG = logging.getLogger("edgetl")
 SILENCE_S = 30.0
 """Without a line for so long, the link counts as lost; the device sends one every two seconds."""
 
-_ID = re.compile(r"[0-9a-f]{16}")
+COPIES = 2
+"""Of every pushed file: under its hash, and under its name in its bundle."""
+
 _SEAL = (
     'for f in *.part; do [ -f "$f" ] || continue; h=$(sha256sum < "$f"); '
     '[ "${h%% *}" = "${f%.part}" ] && mv -f "$f" "${f%.part}" || rm -f "$f"; done; ls -1'
@@ -46,17 +49,28 @@ _SEAL = (
 """A copy that was cut short never gets its name."""
 
 
-@dataclass(frozen=True)
-class Remote:
-    """One run on a device, as it is noted here until its answer has come."""
+class Answer(NamedTuple):
+    """A measurement that a device made, and the file of its samples where that was asked for."""
 
-    id: str
-    address: str
-    pin: str | None
-    spec: Json  # what the device does
-    sources: Mapping[str, str]  # files of the bundles by sha256
-    expected: Sequence[Expected]
-    paths: Sequence[str] | None  # where the measurements go
+    measurement: Measurement
+    samples: bytes | None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the device measures, besides the artifacts."""
+
+    base: Subject | None
+    mode: Mode
+    seed: int
+    raw: bool = False  # the samples are fetched too
+
+
+class _There(NamedTuple):
+    """What is in the run's folder on the device."""
+
+    names: frozenset[str]
+    free_bytes: int | None  # None: it does not say
 
 
 def is_remote(device: Device) -> bool:
@@ -98,19 +112,12 @@ def reach(address: str) -> Device:
         finally:
             with suppress(EdgetlError):
                 ask(link, f"rm -rf {place}")
-    name = re.sub(r"[^a-z0-9.-]", "-", link.host.lower())
+    name = re.sub(r"[^a-z0-9.-]", "-", link.host.lower()).strip("-.")
     return _answers.device(address, name, answer.get("device"))
 
 
-def measure(
-    subjects: Sequence[Subject],
-    base: Subject | None,
-    device: Device,
-    mode: Mode,
-    seed: int,
-    paths: Sequence[Path] | None,
-) -> list[Measurement]:
-    """Return one measurement for each subject, made on the device; `paths` is where they are going to be kept.
+def measure(subjects: Sequence[Subject], device: Device, asked: Asked, paths: Sequence[Path] | None) -> list[Answer]:
+    """Return one answer for each subject, made on the device; `paths` is where the measurements are going to be kept.
 
     Raises:
         BadHost: the link was lost, which the device does not notice (`attach` goes on), or it cannot measure.
@@ -123,12 +130,13 @@ def measure(
         "schema_version": 1,
         "device": device.model_copy(update={"link": LOCAL}).model_dump(mode="json", by_alias=True),
         "bundles": bundles,
-        "baseline": None if base is None else [s.sha256 for s in subjects].index(base.sha256),
-        "mode": mode,
-        "seed": seed,
+        "baseline": None if asked.base is None else [s.sha256 for s in subjects].index(asked.base.sha256),
+        "mode": asked.mode,
+        "seed": asked.seed,
+        "raw": asked.raw,
     }
     remote = Remote(
-        id=_noted(device.link, spec) or secrets.token_hex(8),
+        id=_notes.doing(device.link, spec) or secrets.token_hex(8),
         address=device.link,
         pin=device.host_key_sha256,
         spec=spec,
@@ -150,56 +158,71 @@ def attach(run: str) -> list[Measurement]:
         BadInput: no run of this name is noted here; besides what `measure` raises.
 
     """
-    note = _read(_notes() / f"{run}.json") if _ID.fullmatch(run) else None
-    if note is None:
-        known = ", ".join(sorted(path.stem for path in _notes().glob("*.json"))) or "none"
-        raise BadInput(f"no run '{run}' was left on a device", fix=f"known runs: {known}")
-    found = _finish(note)
-    for path, one in zip(note.paths or (), found, strict=False):
-        measurement.write(one, Path(path))
-    return found
+    remote = _notes.left(run)
+    found = _finish(remote)
+    for path, one in zip(remote.paths or (), found, strict=False):
+        raw.keep(one.measurement, one.samples, Path(path))
+    return [one.measurement for one in found]
 
 
-def _finish(remote: Remote) -> list[Measurement]:
+def _finish(remote: Remote) -> list[Answer]:
     """Do what is left of a run, whatever that is, fetch its answer and delete it there."""
     link = open_link(remote.address, remote.pin)
     place = f"{link.home}/{remote.id}"
     there = _contact(link, place)
-    note = _notes() / f"{remote.id}.json"
-    store.write_json(note, asdict(remote))
+    _notes.note(remote)
     try:
-        if "result.json" not in there:
+        if "result.json" not in there.names:
             _start(link, place, remote, there)
             _follow(link, place)
         data = ask(link, f"cat {place}/result.json", most=RESULT_BYTES)
+        found = _answers.measurements(remote.address, remote.spec["device"]["name"], data, remote.expected)
+        answers = [_with_samples(link, place, one, wanted=remote.spec.get("raw", False)) for one in found]
     except Lost as e:
         fix = f"once it is there again: edgetl profile --attach {remote.id}"
         raise BadHost(f"{e.problem}; what was started there goes on", fix=fix) from e
-    except (BadHost, OutOfResources, Refused):
-        _delete(link, place, note)
+    except EdgetlError:
+        _delete(link, place, remote)
         raise
-    _delete(link, place, note)
-    return _answers.measurements(remote.address, remote.spec["device"]["name"], data, remote.expected)
+    _delete(link, place, remote)
+    return answers
 
 
-def _contact(link: Link, place: str) -> frozenset[str]:
-    """Return the names of what the run's folder holds, which is made, for this user alone."""
-    script = f"umask 077; mkdir -p {place}/files && cd {place} && ls -1 . files"
-    return frozenset(ask(link, script).decode("utf-8", "replace").split())
+def _with_samples(link: Link, place: str, one: Measurement, *, wanted: bool) -> Answer:
+    """Return a measurement with the file of its samples, fetched where it is wanted."""
+    sha256 = one.latency.samples_sha256
+    if not wanted or sha256 is None:  # else they stay on the device
+        return Answer(one.model_copy(update={"latency": one.latency.model_copy(update={"samples_sha256": None})}), None)
+    data = ask(link, f"cat {place}/raw/{sha256}.npz", most=RAW_BYTES)
+    _answers.check_samples(link.address, one.latency, data)
+    return Answer(one, data)
 
 
-def _push(link: Link, place: str, files: Mapping[str, str], there: frozenset[str]) -> None:
+def _contact(link: Link, place: str) -> _There:
+    """Return the names of what the run's folder holds, which is made, for this user alone, and what room it has."""
+    script = f"umask 077; mkdir -p {place}/files && cd {place} && ls -1 . files && {{ df -Pk . || echo; }} | tail -n 1"
+    *listed, room = ask(link, script).decode("utf-8", "replace").splitlines() or [""]
+    words = room.split()
+    free = int(words[3]) * 1024 if len(words) > 3 and re.fullmatch("[0-9]{1,15}", words[3]) else None
+    return _There(frozenset(listed), free)
+
+
+def _push(link: Link, place: str, files: Mapping[str, str], there: _There) -> None:
     """Copy what is not there yet; a copy gets its name when it has its hash."""
-    missing = {digest: path for digest, path in files.items() if digest not in there}
+    missing = {digest: Path(path) for digest, path in files.items() if digest not in there.names}
+    needed = COPIES * sum(path.stat().st_size for path in missing.values() if path.is_file())
+    if there.free_bytes is not None and needed > there.free_bytes:
+        problem = f"{link.address} has {there.free_bytes / 1e6:.1f} MB of disk left, and {needed / 1e6:.1f} are needed"
+        raise OutOfResources(problem, fix="free some space there and try again")
     for number, (digest, path) in enumerate(missing.items(), 1):
         LOG.info("profile: copying to %s, %d of %d", link.host, number, len(missing))
-        send(link, Path(path), f"{place}/files/{digest}.part")
+        send(link, path, f"{place}/files/{digest}.part")
     found = ask(link, f"cd {place}/files && {_SEAL}").decode("utf-8", "replace").split()
     if absent := sorted(set(files) - set(found)):
         raise BadHost(f"{link.address}: {len(absent)} files arrived damaged", fix="run the same command again")
 
 
-def _start(link: Link, place: str, remote: Remote, there: frozenset[str]) -> None:
+def _start(link: Link, place: str, remote: Remote, there: _There) -> None:
     """Bring what is missing and start measuring, unless it is under way."""
     with tempfile.TemporaryDirectory(prefix="edgetl-link-") as scratch:
         code = _stored(package(), Path(scratch))
@@ -253,8 +276,8 @@ def _said(link: Link, answer: bytes) -> Mapping[str, Json]:
     return value
 
 
-def _delete(link: Link, place: str, note: Path) -> None:
-    note.unlink(missing_ok=True)
+def _delete(link: Link, place: str, remote: Remote) -> None:
+    _notes.forget(remote)
     try:
         ask(link, f"rm -rf {place}")
     except EdgetlError as e:
@@ -271,23 +294,3 @@ def _stored(data: bytes, folder: Path) -> str:
     digest = hashlib.sha256(data).hexdigest()
     (folder / digest).write_bytes(data)
     return digest
-
-
-def _notes() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "edgetl" / "attach"
-
-
-def _noted(address: str, spec: Json) -> str | None:
-    """Return the run that was left while it did just this."""
-    notes = (_read(path) for path in sorted(_notes().glob("*.json")))
-    return next((one.id for one in notes if one and one.address == address and one.spec == spec), None)
-
-
-def _read(path: Path) -> Remote | None:
-    """Return a noted run; None without a note of this version."""
-    try:
-        value = store.read_json(path)
-        return Remote(**{**value, "expected": [Expected(**one) for one in value["expected"]]})
-    except (OSError, EdgetlError, TypeError, KeyError):
-        return None

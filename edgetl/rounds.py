@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import NamedTuple, TypeAlias
 
-from edgetl import __version__, comparing, intervals, noise, summary
+from edgetl import __version__, comparing, conditions, intervals, noise, placement, summary
 from edgetl._probe import SAMPLES, Job
 from edgetl.comparing import Baseline
 from edgetl.device import Device, usable_cpus
@@ -21,12 +21,15 @@ from edgetl.intervals import Interval
 from edgetl.measurement import Comparison, Measurement, Mode, Run
 from edgetl.plugins import nearest
 from edgetl.probing import Sample, probe
-from edgetl.summary import Subject, Surroundings
+from edgetl.summary import Subject
 
 LOG = logging.getLogger("edgetl")
 
 LEAST_S, TIMES, START_S = 60.0, 20.0, 5.0
 """A process may take that many seconds, or that many times what is expected, with that much to start and to load."""
+
+FREE, THRASHING = "unlimited", 1.05
+"""The keys of artifacts without the limit of memory begin so; and how much slower within it is no longer fitting."""
 
 CONTROL = "control"
 """The key of the baseline's second process in every round."""
@@ -96,10 +99,11 @@ def measure(subjects: Sequence[Subject], base: Subject | None, device: Device, m
     """Return one measurement for each subject, all of one run; the ratio to `base`, one of them, is paired by round."""
     device = pinned(device)
     bench = Bench(device, EFFORTS[mode], seed, instruments(device))
-    start, before = time.monotonic(), noise.state()
+    before, start = conditions.begin(device), time.monotonic()
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    slots = {s.sha256: s for s in subjects}
-    samples = interleave({**slots, CONTROL: base} if base and bench.effort.control else slots, bench)
+    for subject in subjects:
+        placement.require(subject, device)
+    samples = interleave(_slots(subjects, base, bench), bench)
     run = Run(
         id=secrets.token_hex(8),
         started_utc=started,
@@ -110,15 +114,40 @@ def measure(subjects: Sequence[Subject], base: Subject | None, device: Device, m
         failed_rounds=0,
         wall_s=time.monotonic() - start,
     )
+    for runtime in dict.fromkeys(s.runtime for one in samples.values() for s in one if s is not None):
+        conditions.warn_of_version(device, runtime)
     control = _control(base, samples, device)
-    around = _around(before, noise.state(), bench.watch, control)
+    around = conditions.around(before, noise.state(), device, bench.watch, control)
     compared = _compared(subjects, base, samples, device, control)
-    return [
-        Measured(
-            summary.summarise(s, device, run, samples[s.sha256], around, compared.get(s.sha256)), samples[s.sha256]
-        )
-        for s in subjects
-    ]
+    found = []
+    for s in subjects:
+        one = summary.summarise(s, device, run, samples[s.sha256], around, compared.get(s.sha256))
+        memory = one.memory.model_copy(update={"budget_bytes": device.memory.limit_bytes, "fits": _fits(s, samples)})
+        found.append(Measured(one.model_copy(update={"memory": memory}), samples[s.sha256]))
+    return found
+
+
+def _slots(subjects: Sequence[Subject], base: Subject | None, bench: Bench) -> dict[str, Subject]:
+    """Return what runs in every round: each artifact, the baseline again, and all without the limit of memory."""
+    control = {CONTROL: base} if base and bench.effort.control else {}
+    limit = bench.device.memory.limit_bytes
+    free = {f"{FREE} {s.sha256}": replace(s, unlimited=True) for s in subjects} if limit else {}
+    return {s.sha256: s for s in subjects} | control | free
+
+
+def _fits(subject: Subject, samples: Samples) -> bool | None:
+    """Say whether an artifact runs within the limit as fast as without: else it only does by reading weights again.
+
+    None where there is no limit, or a container's runtime, which is another, kept it.
+    """
+    within, free = samples[subject.sha256], samples.get(f"{FREE} {subject.sha256}", [])
+    pairs = [(a, b) for a, b in zip(within, free, strict=False) if a is not None and b is not None]
+    if len(pairs) < 2 or any(a.runtime != b.runtime for a, b in pairs):
+        return None
+    found = summary.ratios(
+        [b for _, b in pairs], [a for a, _ in pairs], cpu=False
+    )  # waiting for the disk is no CPU time
+    return intervals.geometric_mean(found).value <= THRASHING
 
 
 def pinned(device: Device) -> Device:
@@ -174,7 +203,8 @@ def job_of(subject: Subject, device: Device, effort: Effort) -> Job:
         cap_s=effort.cap_s,
         steady=effort.steady,
         most=effort.samples,
-        limit=device.memory.limit_bytes,
+        limit=None if subject.unlimited else device.memory.limit_bytes,
+        answers=None if subject.answers is None else str(subject.answers),
     )
 
 
@@ -239,17 +269,3 @@ def _compared(
         if s.sha256 != base.sha256
     }
     return comparing.compare_all(Baseline(base.stem, base.sha256, "cpu_time_p50" if cpu else "p50", control), ratios)
-
-
-def _around(before: noise.State, after: noise.State, watch: Instruments, control: Interval | None) -> Surroundings:
-    temperatures = [s.temp_c for s in (before, after) if s.temp_c is not None]
-    return Surroundings(
-        steal=noise.steal(before, after),
-        throttled=noise.throttled(before, after),
-        throttle_word=after.throttle_word,
-        battery=before.battery or after.battery,
-        temp_c_max=max(temperatures, default=None),
-        idle_w=watch.idle_w if watch.meter else None,
-        meter=watch.meter.source if watch.meter else None,
-        control=control,
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from edgetl import locks
 from edgetl.errors import BadHost, BadInput, OutOfResources, Refused
 
 if TYPE_CHECKING:
@@ -197,14 +197,11 @@ def _lock(fd: int, seconds: float = 3.0) -> bool:
     """Try for a while: the stages of a run that was just killed take a moment to die."""
     deadline = time.monotonic() + seconds
     while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.1)
-        else:
+        if locks.take(fd):
             return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
 
 
 def _whole(folder: Path, key: str) -> bool:

@@ -13,12 +13,13 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from edgetl import comparing, intervals, measurement, noise
+from edgetl import comparing, conditions, gpu, intervals, machine, measurement, noise
 from edgetl import device as devices
 from edgetl.bundle import Bundle
-from edgetl.capacity import Energy, Roof
+from edgetl.capacity import Accuracy, Answers, Energy, Roof
+from edgetl.conditions import Surroundings
 from edgetl.device import Device
-from edgetl.instruments import Source
+from edgetl.evaluate import Parity, tolerance
 from edgetl.intervals import Interval
 from edgetl.measurement import (
     Artifact,
@@ -29,7 +30,6 @@ from edgetl.measurement import (
     Machine,
     Measurement,
     Memory,
-    Noise,
     Run,
     Size,
     Warmup,
@@ -48,20 +48,8 @@ class Subject:
     inputs: Path  # .npz of the declared inputs
     shapes: dict[str, list[int]]  # of one batch
     count: int  # distinct inputs
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """The machine over the whole run."""
-
-    steal: float
-    throttled: bool
-    throttle_word: str | None
-    battery: bool
-    temp_c_max: float | None = None
-    idle_w: float | None = None  # None: no energy meter
-    meter: Source | None = None
-    control: Interval | None = None  # the baseline over itself; None where it was not measured twice
+    answers: Path | None = None  # .npy of their golden logits; None: answers are not compared
+    unlimited: bool = False  # measured without the device's limit of memory, to see what that costs
 
 
 def medians(samples: Iterable[Sample | None], *, cpu: bool) -> list[float]:
@@ -97,8 +85,9 @@ def summarise(
     """Return the measurement of one artifact; None among the samples is a round that was stopped."""
     done = [s for s in samples if s is not None]
     failed = len(samples) - len(done)
-    seen = _seen(done, device, around)
+    seen = conditions.disturbance(done, device, around)
     raised = noise.flags(seen) + (["failed_rounds"] if failed else [])
+    raised += [] if right(subject, done) else [noise.WRONG]
     if comparison and comparing.doubted(comparison.interval, around.control):
         raised.append(measurement.CONTROL)
     median = judged(done, cpu=by_cpu_time(device))
@@ -111,12 +100,39 @@ def summarise(
         cold=_cold(done),
         memory=_memory(done),
         size=_size(subject.bundle),
+        accuracy=_accuracy(done, subject),
         energy=_energy(done, around),
         comparison=comparison,
-        noise=_noise(seen, raised, around, comparison),
+        noise=conditions.recorded(seen, raised, around, comparison),
         roofline=_roof(subject, device, median.value),
         verdict=noise.verdict(raised, intervals.half_width(median), failed / len(samples)),
     )
+
+
+def right(subject: Subject, done: Sequence[Sample]) -> bool:
+    """Say whether the answers of every process were the golden ones, as far as they were compared."""
+    limit = tolerance(subject.bundle.manifest)
+    offs = [(s.max_abs, s.max_rel) for s in done if s.checked]
+    return all(a is not None and b is not None and Parity(a, b).within(limit) for a, b in offs)
+
+
+def _accuracy(done: Sequence[Sample], subject: Subject) -> Accuracy | None:
+    """Return the parity of the worst process; None where answers were not compared."""
+    checked = sum(s.checked for s in done)
+    if not checked:
+        return None
+    limit = tolerance(subject.bundle.manifest)
+    return Accuracy(
+        parity=Answers(
+            max_abs=_worst(s.max_abs for s in done), max_rel=_worst(s.max_rel for s in done), limit=limit, n=checked
+        )
+    )
+
+
+def _worst(values: Iterable[float | None]) -> float | None:
+    """Return the largest; None where one was not finite."""
+    known = list(values)
+    return None if None in known else max(v for v in known if v is not None)
 
 
 def _roof(subject: Subject, device: Device, median_ms: float) -> Roof | None:
@@ -223,6 +239,7 @@ def _artifact(subject: Subject, runtime: str) -> Artifact:
 
 
 def _machine(device: Device, runtime: str) -> Machine:
+    card = gpu.facts(device.kind)
     return Machine(
         profile=device.name,
         fingerprint=devices.fingerprint(device, runtime),
@@ -231,8 +248,14 @@ def _machine(device: Device, runtime: str) -> Machine:
         kernel=platform.release(),
         mem_total_bytes=psutil.virtual_memory().total,
         governor=devices.governor(),
+        turbo=machine.turbo(),
         power_mode=device.power.mode,
         link="local://",
+        gpu_model=card.name if card else None,
+        gpu_uuid=card.uuid if card else None,
+        driver=card.driver if card else None,
+        limit_p90_ms=device.limits.latency_p90_ms,
+        limit_bundle_bytes=device.storage.budget_bytes,
     )
 
 
@@ -251,37 +274,4 @@ def _config(subject: Subject, device: Device, done: Sequence[Sample]) -> Config:
         transfers_included=True,
         versions={"python": platform.python_version(), "numpy": np.__version__, name: version},
         warmup=Warmup(inferences=min(s.warm for s in done), steady=all(steady) if steady else None),
-    )
-
-
-def _seen(done: Sequence[Sample], device: Device, around: Surroundings) -> noise.Disturbance:
-    one = by_cpu_time(device)
-    chosen = [np.asarray(s.cpu if one else s.wall, np.float64) for s in done]
-    trends = [intervals.theil_sen(v) / float(np.median(v)) for v in chosen]
-    return noise.Disturbance(
-        steal=around.steal,
-        contention=sum(sum(s.wall) for s in done) / sum(sum(s.cpu) for s in done) if one else None,
-        switches=sum(s.switches for s in done) / sum(s.seconds for s in done),
-        others=statistics.fmean(s.others for s in done) / len(device.cpus or devices.usable_cpus()),
-        cv=float(statistics.median(v.std() / v.mean() for v in chosen)),
-        unsteady=noise.UNSTEADY["gpu" if device.kind in ("cuda", "jetson") else "cpu"],
-        trend=intervals.geometric_mean([math.exp(t) for t in trends]),
-        growth=statistics.median(s.growth for s in done),
-        throttled=around.throttled,
-        battery=around.battery,
-    )
-
-
-def _noise(seen: noise.Disturbance, raised: list[str], around: Surroundings, comparison: Comparison | None) -> Noise:
-    return Noise(
-        flags=raised,
-        steal=seen.steal,
-        wall_over_cpu=seen.contention,
-        involuntary_switches_per_s=seen.switches,
-        runnable_others=seen.others,
-        cv=seen.cv,
-        throttle_word=around.throttle_word,
-        temp_c_max=around.temp_c_max,
-        aa_ratio_ci95=(around.control.low, around.control.high) if around.control else None,
-        mde=None if comparison is None else intervals.half_width(comparison.interval),
     )

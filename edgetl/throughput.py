@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
-from edgetl import intervals
+from edgetl import conditions, intervals, noise, summary
 from edgetl.capacity import Batch, Throughput
 from edgetl.device import Device
 from edgetl.errors import BadHost, OutOfResources
+from edgetl.instruments import NONE, Instruments, clocks
 from edgetl.probing import Sample, probe
 from edgetl.rounds import EFFORTS, check_provider, job_of, pinned, timeout_s
 from edgetl.summary import Subject
@@ -27,7 +28,9 @@ GAIN = 0.05
 SHARE = 0.8
 """Of the machine's memory that a batch may take, where the device names no budget."""
 
-PROCESSES = 3
+PROCESSES, PATIENCE = 3, 12
+"""Of every batch; and at most of the best, while its rate is too uncertain to count."""
+
 EFFORT = replace(EFFORTS["quick"], window_s=1.0, window_n=3)
 
 Stopped: TypeAlias = Literal["gain", "memory", "shape", "most"]
@@ -36,29 +39,33 @@ Stopped: TypeAlias = Literal["gain", "memory", "shape", "most"]
 def sweep(subject: Subject, device: Device, seed: int) -> Throughput:
     """Return the rates at batches 1, 2, 4 ... until the gain, the memory or the artifact's shape ends it.
 
-    Each rate is items / (last completion - first issue), over several fresh processes.
+    Each rate is items / (last completion - first issue), over several fresh processes; of the best batch more are
+    added while its rate is too uncertain to count.
 
     Raises:
         BadHost: a process did not finish in time.
         OutOfResources: there is no memory for one item.
 
     """
-    most, draw, device = _largest(subject), random.Random(seed), pinned(device)
-    rates: list[Batch] = []
-    stopped: Stopped | None = None
-    while stopped is None:
-        size = 2 ** len(rates)
-        try:
-            rates.append(rate(size, _samples(subject, device, size, draw)))
-        except OutOfResources:
-            if not rates:
-                raise
-            stopped = "memory"
-            break
-        LOG.info("profile: %s at batch %d, %.0f items/s", subject.stem, size, rates[-1].items_per_s)
-        stopped = why_stop(rates, most, budget(device))
-    best = max(rates, key=lambda one: one.items_per_s)
-    return Throughput(best_items_per_s=best.items_per_s, best_batch=best.batch, sweep=rates, stopped=stopped)
+    draw, device = random.Random(seed), pinned(device)
+    before = conditions.begin(device)
+    seen, stopped = _grown(subject, device, draw)
+    rates = [rate(2**i, samples) for i, samples in enumerate(seen)]
+    best = max(range(len(rates)), key=lambda i: rates[i].items_per_s)
+    while intervals.half_width(rates[best].rate) > noise.HALF_WIDTH and len(seen[best]) < PATIENCE:
+        seen[best].append(_sample(subject, device, rates[best].batch, draw))
+        rates[best] = rate(rates[best].batch, seen[best])
+    around = conditions.around(before, noise.state(), device, NONE)
+    flags = noise.flags(conditions.disturbance(seen[best], device, around))
+    flags += [] if all(summary.right(subject, one) for one in seen) else [noise.WRONG]
+    return Throughput(
+        best_items_per_s=rates[best].items_per_s,
+        best_batch=rates[best].batch,
+        sweep=rates,
+        stopped=stopped,
+        verdict=noise.verdict(flags, intervals.half_width(rates[best].rate), 0.0),
+        flags=tuple(flags),
+    )
 
 
 def rate(size: int, samples: Sequence[Sample]) -> Batch:
@@ -89,17 +96,34 @@ def budget(device: Device) -> float:
     return device.memory.budget_bytes or SHARE * device.memory.total_bytes
 
 
-def _samples(subject: Subject, device: Device, size: int, draw: random.Random) -> list[Sample]:
-    found = []
-    for _ in range(PROCESSES):
-        job = replace(job_of(subject, device, EFFORT), batch=size)
-        sample = probe(job, draw.randrange(4096), timeout_s(job, None))
-        if sample is None:
-            problem = f"{subject.stem} did not finish {EFFORT.window_n} batches of {size} in time"
-            raise BadHost(problem, fix="leave out --throughput, or use a smaller artifact")
-        check_provider(sample, device)
-        found.append(sample)
-    return found
+def _grown(subject: Subject, device: Device, draw: random.Random) -> tuple[list[list[Sample]], Stopped]:
+    """Return the samples of every batch size that was tried, and why no larger one was."""
+    most = _largest(subject)
+    seen: list[list[Sample]] = []
+    rates: list[Batch] = []
+    stopped: Stopped | None = None
+    while stopped is None:
+        size = 2 ** len(rates)
+        try:
+            seen.append([_sample(subject, device, size, draw) for _ in range(PROCESSES)])
+        except OutOfResources:
+            if not rates:
+                raise
+            return seen, "memory"
+        rates.append(rate(size, seen[-1]))
+        LOG.info("profile: %s at batch %d, %.0f items/s", subject.stem, size, rates[-1].items_per_s)
+        stopped = why_stop(rates, most, budget(device))
+    return seen, stopped
+
+
+def _sample(subject: Subject, device: Device, size: int, draw: random.Random) -> Sample:
+    job = replace(job_of(subject, device, EFFORT), batch=size)
+    sample = probe(job, draw.randrange(4096), timeout_s(job, None), Instruments(clocks=clocks(device)))
+    if sample is None:
+        problem = f"{subject.stem} did not finish {EFFORT.window_n} batches of {size} in time"
+        raise BadHost(problem, fix="leave out --throughput, or use a smaller artifact")
+    check_provider(sample, device)
+    return sample
 
 
 def _largest(subject: Subject) -> int:

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import re
 import subprocess
-from dataclasses import dataclass
 
 from edgetl.device import load_device, names
 from edgetl.errors import BadHost, BadInput
+from edgetl.links._ssh_address import SSH, Address, parse
 
-_ADDRESS = re.compile(r"(?P<user>\w[\w.-]*@)?(?P<host>[A-Za-z0-9][A-Za-z0-9.-]*)(:(?P<port>\d{1,5}))?")
 _KEY = re.compile(r"(\d+) (SHA256:\S+) .*\((\S+)\)")
 _WAIT_S = 5
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a device answers ssh; the user ends in "@", or is empty."""
-
-    user: str
-    host: str
-    port: int
+PORT = 22
+"""Where ssh answers unless told otherwise."""
 
 
 def address(text: str) -> Address:
@@ -30,15 +22,12 @@ def address(text: str) -> Address:
         BadInput: it is neither.
 
     """
-    link = (
-        load_device(text).link
-        if text in names() or text.endswith((".yaml", ".yml"))
-        else f"ssh://{text.removeprefix('ssh://')}"
-    )
-    found = _ADDRESS.fullmatch(link.removeprefix("ssh://"))
-    if not link.startswith("ssh://") or found is None:
-        raise BadInput(f"{text!r} is not reached by ssh", fix="write user@host, user@host:port or a device")
-    return Address(found["user"] or "", found["host"], int(found["port"] or 22))
+    if text in names() or text.endswith((".yaml", ".yml")):
+        link = load_device(text).link
+        if not link.startswith(SSH):
+            raise BadInput(f"{text!r} is not reached by ssh", fix="write user@host, user@host:port or a device")
+        return parse(link)
+    return parse(text)
 
 
 def fingerprints(at: Address) -> list[tuple[str, str, str]]:
@@ -48,21 +37,21 @@ def fingerprints(at: Address) -> list[tuple[str, str, str]]:
         BadHost: OpenSSH is not installed, or the host does not answer.
 
     """
-    keys = _said(["ssh-keyscan", "-T", str(_WAIT_S), "-p", str(at.port), at.host], b"")
+    keys = _said(["ssh-keyscan", "-T", str(_WAIT_S), "-p", str(at.port or PORT), at.host], b"")
     found = _KEY.findall(_said(["ssh-keygen", "-l", "-f", "-"], keys).decode("ascii", "replace")) if keys else []
     if not found:
         fix = "check its name, that it is switched on and that its ssh server runs"
-        raise BadHost(f"{at.host}:{at.port} shows no ssh key", fix=fix)
+        raise BadHost(f"{at.target} shows no ssh key at port {at.port or PORT}", fix=fix)
     return sorted(found)
 
 
 def advice(at: Address) -> str:
     """Return what to do with the fingerprints."""
-    port = "" if at.port == 22 else f"-p {at.port} "
+    command = " ".join(("ssh", *at.flags, at.target))
     return (
         "Anyone between here and the device could have shown these keys. Compare them at the device itself:\n"
         "  for key in /etc/ssh/ssh_host_*_key.pub; do ssh-keygen -lf $key; done\n"
-        f"If one is equal, run `ssh {port}{at.user}{at.host}` and answer its question with that fingerprint:\n"
+        f"If one is equal, run `{command}` and answer its question with that fingerprint:\n"
         "it is noted in ~/.ssh/known_hosts. It may also stand in the device file as host_key_sha256."
     )
 

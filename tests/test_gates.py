@@ -106,6 +106,14 @@ def test_a_cut_must_be_faster(asked: bool | None, cut: bool, ratio: Interval, ke
     assert ([v.kept for v in verdicts] or ["absent"]) == [kept]
 
 
+def test_a_cut_that_saves_nothing_that_can_be_measured_says_so_and_fails_by_default() -> None:
+    for ratio, words in ((Interval(0.97, 0.9, 1.04), True), (Interval(0.9, 0.85, 0.95), False)):
+        facts = replace(GOOD, timings={"local": replace(FAST, ratio=ratio)})
+        verdicts = judge({}, {}, facts)
+        assert keeps(verdicts, "local") is not words
+        assert ("no measurable gain" in str(only(verdicts, "faster"))) is words
+
+
 def test_by_default_an_invalid_measurement_does_not_judge_speed() -> None:
     facts = replace(GOOD, timings={"local": replace(FAST, verdict="invalid")})
     assert keeps(judge({}, {}, facts), "local")

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from edgetl import limits
+from edgetl import containers, limits
 from edgetl.device import probe
 from edgetl.errors import BadHost, BadInput, OutOfResources
 from edgetl.limits import Group, enclosed, limited
@@ -83,5 +86,78 @@ def test_a_kill_for_memory_names_peak_and_budget(tmp_path: Path) -> None:
 
 def test_without_control_groups_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "CGROUPS", tmp_path)
-    with pytest.raises(BadHost, match="no cgroup v2 with memory"), enclosed(64_000_000):
+    monkeypatch.setattr(containers, "TOOLS", ("no-docker-here",))
+    with pytest.raises(BadHost, match="no cgroup v2 with memory, no no-docker-here"), enclosed(64_000_000):
+        pass
+
+
+DOCKER = """#!/bin/sh
+echo "$@" >> {log}
+case $1 in
+image) [ "$3" = board:1 ] ;;
+run) while [ "$1" != board:1 ]; do shift; done; shift; {run} ;;
+esac
+"""
+
+
+@pytest.fixture
+def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """`docker(run)`: a tool that has the image board:1 and runs what is left with these words; its log is returned."""
+    (tmp_path / "none").mkdir()
+    monkeypatch.setattr(limits, "CGROUPS", tmp_path / "none")
+    monkeypatch.setattr(containers, "TOOLS", ("docker", "no-podman-here"))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{Path(sys.executable).parent}:/usr/bin:/bin")
+    monkeypatch.setenv("EDGETL_IMAGE", "board:1")
+
+    def install(run: str) -> Path:
+        (tmp_path / "docker").write_text(DOCKER.format(log=tmp_path / "log", run=run))
+        (tmp_path / "docker").chmod(0o755)
+        return tmp_path / "log"
+
+    return install
+
+
+def test_a_container_is_the_last_resort(docker: Callable[[str], Path], tmp_path: Path) -> None:
+    log = docker('exec "$@"')
+    with enclosed(64_000_000, [tmp_path / "a b"]) as group:
+        assert group.contained
+        command = [*group.prefix, "sh", "-c", "echo noise; echo result >&3"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert said.stdout == "result\n", "what a runtime prints is no part of the result"
+    asked, run, removed = log.read_text().splitlines()
+    assert asked == "image inspect board:1"
+    assert "--memory 64000000 --memory-swap 64000000" in run
+    for words in ("--network none", "--pull never", "--read-only", f"src={tmp_path}/a b,dst={tmp_path}/a b,readonly"):
+        assert words in run
+    assert removed == "rm --force " + run.split("--name ")[1].split()[0]
+
+
+def test_a_container_that_is_killed_for_memory_names_the_limit(docker: Callable[[str], Path]) -> None:
+    docker("exit 137")
+    with (
+        enclosed(64_000_000) as group,
+        pytest.raises(OutOfResources, match=r"x: killed at the memory limit of 64\.0 MB"),
+    ):
+        group.check(subprocess.run(group.prefix, check=False).returncode, "x")
+
+
+@pytest.mark.parametrize(
+    ("image", "problem", "fix"),
+    [("", "EDGETL_IMAGE names no image", "EDGETL_IMAGE="), ("--privileged", "names no image", "EDGETL_IMAGE="),
+     ("other:1", "docker shows no image other:1", "docker image inspect")],
+)  # fmt: skip
+def test_a_container_without_an_image_is_refused(
+    docker: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, image: str, problem: str, fix: str
+) -> None:
+    docker("exit 0")
+    monkeypatch.setenv("EDGETL_IMAGE", image)
+    with pytest.raises(BadHost, match=problem) as error, enclosed(64_000_000):
+        pass
+    assert error.value.code == 4
+    assert fix in error.value.fix
+
+
+def test_a_path_that_would_be_read_as_more_words_is_not_mounted(docker: Callable[[str], Path]) -> None:
+    docker("exit 0")
+    with pytest.raises(BadHost, match="cannot be mounted"), enclosed(64_000_000, [Path("/a,src=/")]):
         pass

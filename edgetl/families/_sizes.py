@@ -1,4 +1,4 @@
-"""The sizes of a transformer as a strict model, from a recipe's mapping or a config.json."""
+"""The sizes of a backbone as a strict model, from a recipe's mapping or a config.json."""
 
 from __future__ import annotations
 
@@ -31,27 +31,18 @@ class Sizes(Strict):
     layer_norm_eps: float = Field(1e-12, gt=0, lt=1)
 
 
+M = TypeVar("M", bound=Strict)
 S = TypeVar("S", bound=Sizes)
 
 
 def read_sizes(kind: type[S], given: Mapping[str, Json], where: str) -> S:
-    """Return checked sizes; `num_labels`, part of a complete configuration, is passed over.
+    """Return the checked sizes of a transformer; `num_labels`, part of a complete configuration, is passed over.
 
     Raises:
         BadInput: an unknown key, a wrong value, or heads that do not divide the width.
 
     """
-    values = {k: v for k, v in given.items() if k != "num_labels"}
-    known = tuple(kind.model_fields)
-    for key in values:
-        if key not in known:
-            raise BadInput(f"{where} has no size '{key}'", fix=nearest(str(key), known))
-    try:
-        sizes = kind.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"][:1])
-        raise BadInput(f"{where}: {key}: {first['msg']}", fix=f"change '{key}' in the source") from None
+    sizes = checked(kind, given, where)
     if sizes.hidden_size % sizes.num_attention_heads:
         raise BadInput(
             f"{where}: hidden_size {sizes.hidden_size} is not divisible by num_attention_heads "
@@ -61,13 +52,33 @@ def read_sizes(kind: type[S], given: Mapping[str, Json], where: str) -> S:
     return sizes
 
 
-def complete(sizes: Sizes, labels: int) -> dict[str, Json]:
+def checked(kind: type[M], given: Mapping[str, Json], where: str) -> M:
+    """Return the checked sizes of any backbone; `num_labels` is passed over.
+
+    Raises:
+        BadInput: an unknown key or a wrong value.
+
+    """
+    values = {k: v for k, v in given.items() if k != "num_labels"}
+    known = tuple(kind.model_fields)
+    for key in values:
+        if key not in known:
+            raise BadInput(f"{where} has no size '{key}'", fix=nearest(str(key), known))
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"][:1])
+        raise BadInput(f"{where}: {key}: {first['msg']}", fix=f"change '{key}' in the source") from None
+
+
+def complete(sizes: Strict, labels: int) -> dict[str, Json]:
     """Return the complete configuration as plain JSON; given as a source it returns itself."""
     if labels < 2:
         raise BadInput(f"a classifier needs two labels or more, not {labels}", fix="name the labels in the recipe")
     return {**sizes.model_dump(mode="json"), "num_labels": labels}
 
 
-def pick(kind: type[Sizes], config: Mapping[str, Json]) -> dict[str, Json]:
+def pick(kind: type[Strict], config: Mapping[str, Json]) -> dict[str, Json]:
     """Return the sizes in a config.json, which holds much else."""
     return {key: config[key] for key in kind.model_fields if key in config}

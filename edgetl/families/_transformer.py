@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from edgetl.network.family import Family, Group
 from edgetl.network.names import Live, live, put
+from edgetl.types import Json
 
 
 class Bias(nn.Module):
@@ -169,3 +170,13 @@ def initialise(names: Live, std: float) -> None:
                 nn.init.trunc_normal_(tensor, std=std)
             if isinstance(owner, nn.Embedding) and owner.padding_idx is not None:
                 tensor[owner.padding_idx].zero_()
+
+
+def texts(config: Json, batch: int) -> dict[str, Tensor]:
+    """Return random `input_ids` and `attention_mask`, both int64 (B, 8 or fewer); later rows are padded."""
+    length = min(8, config["max_position_embeddings"])
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, config["vocab_size"], (batch, length), generator=generator)
+    real = length - torch.arange(batch) % max(1, length // 2)
+    mask = (torch.arange(length)[None] < real[:, None]).long()
+    return {"input_ids": torch.where(mask == 1, ids, config["pad_token_id"]), "attention_mask": mask}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from edgetl import store
 from edgetl.errors import BadInput
 from edgetl.families._sizes import Sizes, complete, pick, read_sizes
-from edgetl.families._transformer import Transformer, initialise
+from edgetl.families._transformer import Transformer, initialise, texts
 from edgetl.network.family import Layout, Prep
 from edgetl.network.names import live
 from edgetl.network.saved import saved_prep
@@ -145,12 +145,7 @@ class HFBert(Transformer):
 
     def example(self, config: Json, batch: int) -> dict[str, Tensor]:
         """Return random `input_ids` and `attention_mask`, both int64 (B, 8 or fewer); later rows are padded."""
-        length = min(8, config["max_position_embeddings"])
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(0, config["vocab_size"], (batch, length), generator=generator)
-        real = length - torch.arange(batch) % max(1, length // 2)
-        mask = (torch.arange(length)[None] < real[:, None]).long()
-        return {"input_ids": torch.where(mask == 1, ids, config["pad_token_id"]), "attention_mask": mask}
+        return texts(config, batch)
 
     def logits(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the (B, labels) answer."""

@@ -10,19 +10,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from edgetl.errors import BadInput
+from edgetl.families._merging import Settings, counts, merge_in
+from edgetl.families._prep import recorded
 from edgetl.families._sizes import Sizes, complete, pick, read_sizes
 from edgetl.families._transformer import Transformer, initialise
 from edgetl.network.family import Layout, Prep
-from edgetl.network.names import live
+from edgetl.network.names import Live, live
 from edgetl.network.saved import saved_prep
-from edgetl.network.source import locate, read_config, read_json
+from edgetl.network.source import locate, read_config
 from edgetl.types import Json
 
 if TYPE_CHECKING:
     from transformers import ViTForImageClassification
-
-RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers, as preprocessor_config.json writes them."""
 
 TEACHER = "DeiTForImageClassificationWithTeacher"
 
@@ -55,6 +54,7 @@ def _layout(prefix: str, block: str, *, new: bool) -> Layout:
     attention, out = ("attention", "attention.o_proj") if new else ("attention.attention", "attention.output.dense")
     q, k, v = ("q_proj", "k_proj", "v_proj") if new else ("query", "key", "value")
     up, down = ("mlp.fc1", "mlp.fc2") if new else ("intermediate.dense", "output.dense")
+    act = "mlp.activation_fn" if new else "intermediate.intermediate_act_fn"
     inside = {
         "attn.q": f"{attention}.{q}",
         "attn.k": f"{attention}.{k}",
@@ -62,6 +62,7 @@ def _layout(prefix: str, block: str, *, new: bool) -> Layout:
         "attn.o": out,
         "attn": "attention",
         "ffn.up": up,
+        "ffn.act": act,
         "ffn.down": down,
         "norm1": "layernorm_before",
         "norm2": "layernorm_after",
@@ -80,6 +81,7 @@ class HFViT(Transformer):
 
     name = "hf_vit"
     data = "image"
+    merges = True
     names = _layouts()
 
     def config(self, source: str | Mapping[str, Json], labels: int) -> Json:
@@ -115,16 +117,7 @@ class HFViT(Transformer):
         folder = locate(source)
         if (found := saved_prep(folder)) is not None:
             return found
-        path = folder / "preprocessor_config.json"
-        recorded = read_json(path) if path.is_file() else {}
-        scaled = recorded.get("do_normalize", True) and "image_mean" in recorded and "image_std" in recorded
-        return Prep(
-            size=size,
-            channels=channels,
-            mean=tuple(map(float, recorded["image_mean"])) if scaled else None,
-            std=tuple(map(float, recorded["image_std"])) if scaled else None,
-            resample=RESAMPLE.get(recorded.get("resample", -1)),
-        )
+        return recorded(folder, size, channels)
 
     def build(self, config: Json) -> nn.Module:
         """Return the module with weights from torch's current random state, in eval mode, uncut."""
@@ -153,6 +146,24 @@ class HFViT(Transformer):
         """Return the (B, labels) answer from the last block's output (B, N, D)."""
         vit = cast("ViTForImageClassification", module)  # called once per candidate: no look-up of names here
         return cast(Tensor, vit.classifier(vit.base_model.layernorm(hidden)[:, 0]))
+
+    def tokens(self, module: nn.Module) -> tuple[int, ...]:
+        """Return the numbers of patches; the class token, and that of a DeiT's teacher, never merge."""
+        return counts(names := live(self, module), _settings(module, names).protected)
+
+    def merge(self, module: nn.Module, layer: int, r: int) -> None:
+        """Let a block merge r tokens."""
+        merge_in(names := live(self, module), layer, r, _settings(module, names))
+
+
+def _settings(module: nn.Module, names: Live) -> Settings:
+    config = cast("ViTForImageClassification", module).config
+    return Settings(
+        protected=2 if names.has("distil") else 1,
+        head_dim=config.hidden_size // config.num_attention_heads,
+        hidden_dropout=config.hidden_dropout_prob,
+        attention_dropout=config.attention_probs_dropout_prob,
+    )
 
 
 def _pair(value: Json) -> tuple[int, int]:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import math
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from pydantic import ValidationError
 
 from edgetl.device import Device
 from edgetl.errors import MEASURING, BadHost, EdgetlError, Refused
+from edgetl.golden import read_npz
 from edgetl.links import plain
-from edgetl.measurement import Measurement
+from edgetl.measurement import Latency, Measurement
 from edgetl.types import Json
 
-RESULT_BYTES = 8 << 20
+RESULT_BYTES, RAW_BYTES, UNPACKED_BYTES = 8 << 20, 256 << 20, 1 << 30
 TEXT = 500
 """Most characters of one text in an answer."""
 
@@ -80,6 +85,36 @@ def measurements(address: str, machine: str, data: bytes, expected: Sequence[Exp
     return [_measurement(address, machine, one, wanted) for one, wanted in zip(found, expected, strict=True)]
 
 
+def check_samples(address: str, latency: Latency, data: bytes) -> None:
+    """Check that a file holds the samples of a measurement, as `edgetl.raw` packs them.
+
+    Raises:
+        Refused: it does not, or it would unpack to more than they take.
+
+    """
+    if hashlib.sha256(data).hexdigest() != latency.samples_sha256 or _unpacked(data) > UNPACKED_BYTES:
+        raise _wrong(address, "other samples than it measured")
+    arrays = read_npz(data, "a file of samples")
+    offsets, wall, cpu = (arrays.get(name, np.zeros(0)) for name in ("offsets", "wall_ns", "cpu_ns"))
+    plain_numbers = len(arrays) == 3 and all(a.dtype == np.int64 and a.ndim == 1 for a in arrays.values())
+    ends = offsets.tolist() if plain_numbers else []
+    if (
+        not ends
+        or ends != sorted(ends)
+        or (ends[0], ends[-1]) != (0, latency.n)
+        or {len(wall), len(cpu)} != {latency.n}
+    ):
+        raise _wrong(address, "samples that do not fit its measurement")
+
+
+def _unpacked(data: bytes) -> int:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, OSError):
+        return 0  # it is refused as what it is where it is read
+
+
 def _measurement(address: str, machine: str, value: Json, wanted: Expected) -> Measurement:
     try:
         found = Measurement.model_validate(value)
@@ -92,9 +127,7 @@ def _measurement(address: str, machine: str, value: Json, wanted: Expected) -> M
         raise _wrong(address, "a measurement of another device, or flags that are none")
     if not _possible(found):
         raise _wrong(address, "times that are none")
-    latency = found.latency.model_copy(update={"samples_sha256": None})  # they stay on the device
-    where = found.device.model_copy(update={"link": address})
-    return found.model_copy(update={"device": where, "latency": latency})
+    return found.model_copy(update={"device": found.device.model_copy(update={"link": address})})
 
 
 def _possible(found: Measurement) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edgetl.errors import BadHost, BadInput, EdgetlError, Refused
 from edgetl.links import plain
+from edgetl.links._ssh_address import parse
 
 OPTIONS_VARIABLE = "EDGETL_SSH_OPTIONS"
 """More options of the client, such as `-F FILE` or `-i KEY`; they cannot undo those below, which come first."""
@@ -22,7 +23,6 @@ OPTIONS = (
 )
 """LogLevel: the fingerprint of a host's key is told at this level only. Forward: a device gets no use of our keys."""
 
-_ADDRESS = re.compile(r"ssh://((?:[A-Za-z0-9_][A-Za-z0-9._-]*@)?)([A-Za-z0-9][A-Za-z0-9.-]*)(?::([0-9]{1,5}))?/?")
 _SENT = re.compile(r"^debug1: Server host key: (\S+) (SHA256:[A-Za-z0-9+/]+)", re.MULTILINE)
 _LOGGED_IN = re.compile(r"^Authenticated to ", re.MULTILINE)
 _OFFENDING = re.compile(r"Offending (?:\S+ )?key in (.+):(\d+)")
@@ -37,12 +37,8 @@ class Ssh:
     home = '"${XDG_CACHE_HOME:-$HOME/.cache}/edgetl"'
 
     def __init__(self, address: str, pin: str | None) -> None:
-        found = _ADDRESS.fullmatch(address)
-        if found is None:
-            raise BadInput(f"{address!r} is no ssh address", fix="write ssh://user@host or ssh://user@host:port")
-        self.address = address
-        self.host, self._port, self._pin = found[2], found[3], pin
-        self._target = found[1] + found[2]
+        self._at = parse(address)
+        self.address, self.host, self._pin = address, self._at.host, pin
 
     def command(self, script: str) -> Sequence[str]:
         """Return the client's command line; the login shell there starts a POSIX one, whatever it is itself."""
@@ -50,9 +46,8 @@ class Ssh:
             more = shlex.split(os.environ.get(OPTIONS_VARIABLE, ""))
         except ValueError as e:
             raise BadInput(f"{OPTIONS_VARIABLE}: {e}", fix="close the quotation mark") from e
-        port = ("-p", self._port) if self._port else ()
         own = ("-o", "ControlPath=none") if self._pin else ()  # a shared connection does not tell the host's key
-        return ["ssh", *OPTIONS, *own, *port, *more, "--", self._target, shlex.join(["sh", "-c", script])]
+        return ["ssh", *OPTIONS, *own, *self._at.flags, *more, "--", self._at.target, shlex.join(["sh", "-c", script])]
 
     def sending(self, source: Path, target: str) -> tuple[Sequence[str], bool]:
         """Return a command that reads the file as its input."""
@@ -76,10 +71,10 @@ class Ssh:
         if "Host key verification failed" in before:
             return self._unknown(sent)
         if "Permission denied" in before:
-            fix = f"run `ssh-copy-id{self._flag()} {self._target}`, or name the right key in your ssh config"
+            fix = f"run `{self._line('ssh-copy-id')}`, or name the right key in your ssh config"
             return BadHost(f"{self.address} refuses your key", fix=fix)
         why = plain(self.said(errors)) or "the connection was lost"
-        return BadHost(f"{self.address} cannot be reached: {why}", fix=f"try `ssh{self._flag()} {self._target} true`")
+        return BadHost(f"{self.address} cannot be reached: {why}", fix=f"try `{self._line('ssh')} true`")
 
     def said(self, errors: str) -> str:
         """Return the last line that is not the client's own."""
@@ -91,18 +86,18 @@ class Ssh:
         known = _fingerprint(Path(place[1]), int(place[2])) if place else None
         where = f" in {plain(place[1])} line {place[2]}" if place else ""
         problem = f"the host key of {self.address} has changed: known is {known or 'another'}{where}, sent was {sent}"
-        name = f"[{self.host}]:{self._port}" if self._port else self.host
-        return Refused(problem, fix=f"if you know why it changed: ssh-keygen -R '{name}', then add the new one")
+        fix = f"if you know why it changed: ssh-keygen -R '{self._at.known_as}', then add the new one"
+        return Refused(problem, fix=fix)
 
     def _unknown(self, sent: str) -> EdgetlError:
         fix = (
             f"compare it at the device, as `edgetl devices trust {self.address}` says, then run "
-            f"`ssh{self._flag()} {self._target}` and answer its question with that fingerprint"
+            f"`{self._line('ssh')}` and answer its question with that fingerprint"
         )
         return BadHost(f"the host key of {self.address} is not known here; sent was {sent}, known is none", fix=fix)
 
-    def _flag(self) -> str:
-        return f" -p {self._port}" if self._port else ""
+    def _line(self, tool: str) -> str:
+        return " ".join((tool, *self._at.flags, self._at.target))
 
 
 def _fingerprint(file: Path, line: int) -> str | None:

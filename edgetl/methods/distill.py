@@ -9,14 +9,15 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from edgetl import plugins
 from edgetl.errors import BadInput
 from edgetl.network.network import Network, create
 from edgetl.recipe.objective import Losses
 from edgetl.recipe.schema import Context, Need, Schedule, Step, Teacher
 from edgetl.strict import Strict
 from edgetl.train.batches import Data
-from edgetl.train.fit import fit
 from edgetl.train.course import Course, terms
+from edgetl.train.fit import fit
 from edgetl.train.training import usual
 from edgetl.types import Json
 
@@ -57,7 +58,10 @@ class Distill(Step):
 
         """
         chosen = self.student or Student(family=net.family.name, source=net.config)
-        student = create(chosen.family, chosen.source, net.labels, ctx.seed)
+        source = chosen.source
+        if not isinstance(source, str) and self.student:
+            source = plugins.find("families", chosen.family).fitted(source, ctx.data)
+        student = create(chosen.family, source, net.labels, ctx.seed)
         _check_inputs(student, chosen, ctx.data)
         teacher = Teacher(step="the incoming network", temperature=self.temperature, weight=self.weight)
         course = Course(student, net, ctx, self.schedule.epochs)

@@ -35,7 +35,15 @@ class Constant:
     place: str  # canonical path of a module
 
 
-Edit: TypeAlias = Keep | Constant
+@dataclass(frozen=True)
+class MergeTokens:
+    """Merge r tokens between the attention and the feed-forward network of a block."""
+
+    layer: int  # index into Family.stages
+    r: int  # at most half of the tokens that may merge
+
+
+Edit: TypeAlias = Keep | Constant | MergeTokens
 
 
 def apply(module: nn.Module, family: Family, edits: Sequence[Edit]) -> None:
@@ -46,16 +54,24 @@ def apply(module: nn.Module, family: Family, edits: Sequence[Edit]) -> None:
 
     """
     groups = list(family.units(module)) if edits else []
+    known = list(groups)
     for edit in edits:
-        group = _group(groups, edit)
-        where = groups.index(group)
+        if isinstance(edit, MergeTokens):
+            _check_merge(family.tokens(module), edit)
+            family.merge(module, edit.layer, edit.r)
+            continue
+        group = _left(groups, _group(known, edit))
+        if group is None:  # it went with another place that became constant
+            continue
         if isinstance(edit, Constant):
             family.constant(module, edit.place)
-            del groups[where]
+            # What is left of a group beside the constant is other slices: a bias in place of a layer.
+            groups = list(family.units(module))
+            known = [g for g in known if g.place != edit.place] + groups
         else:
             _check(group, edit.indices)
-            _slice(live(family, module), edit)
-            groups[where] = replace(group, count=len(edit.indices) // group.width)
+            _slice(live(family, module), Keep(group.tensors, edit.indices))
+            groups[groups.index(group)] = replace(group, count=len(edit.indices) // group.width)
     family.resized(module)
     module.train(module.training)
     for parameter in module.parameters():
@@ -64,12 +80,7 @@ def apply(module: nn.Module, family: Family, edits: Sequence[Edit]) -> None:
 
 def to_json(edits: Sequence[Edit]) -> Json:
     """Return edits as plain JSON data."""
-    return [
-        {"edit": "constant", "place": e.place}
-        if isinstance(e, Constant)
-        else {"edit": "keep", "tensors": [list(t) for t in e.tensors], "indices": list(e.indices)}
-        for e in edits
-    ]
+    return [_to_json(edit) for edit in edits]
 
 
 def from_json(data: Json) -> tuple[Edit, ...]:
@@ -84,12 +95,25 @@ def from_json(data: Json) -> tuple[Edit, ...]:
     return tuple(_edit(item) for item in data)
 
 
+def _to_json(edit: Edit) -> Json:
+    match edit:
+        case Constant(place):
+            return {"edit": "constant", "place": place}
+        case MergeTokens(layer, r):
+            return {"edit": "merge_tokens", "layer": layer, "r": r}
+        case Keep(tensors, indices):
+            return {"edit": "keep", "tensors": [list(t) for t in tensors], "indices": list(indices)}
+
+
 def _edit(item: Json) -> Edit:
     match item:
         case {"edit": "constant", "place": str(place), **rest} if not rest:
             return Constant(place)
         case {"edit": "keep", "tensors": list(tensors), "indices": list(indices), **rest} if not rest:
             return Keep(tuple(_slot(t) for t in tensors), _ascending(indices))
+        case {"edit": "merge_tokens", "layer": layer, "r": r, **rest} if not rest:
+            if type(layer) is int and type(r) is int and layer >= 0 and r >= 1:
+                return MergeTokens(layer, r)
     raise Refused(f"unknown edit {str(item)[:80]}", fix=FIX)
 
 
@@ -108,12 +132,28 @@ def _ascending(indices: list[Json]) -> tuple[int, ...]:
     return tuple(indices)
 
 
-def _group(groups: Sequence[Group], edit: Edit) -> Group:
+def _check_merge(tokens: Sequence[int], edit: MergeTokens) -> None:
+    """Refuse a merge that the blocks have no tokens for, be it the one of a block behind."""
+    if not 0 <= edit.layer < len(tokens) - 1:
+        raise Refused(f"the network merges no tokens in block {edit.layer}", fix=FIX)
+    if tokens[edit.layer] > tokens[edit.layer + 1]:
+        raise Refused(f"block {edit.layer} merges tokens already", fix=FIX)
+    left = [n - edit.r if i > edit.layer else n for i, n in enumerate(tokens)]
+    if edit.r < 1 or any(2 * (n - after) > n for n, after in pairwise(left)):
+        raise Refused(f"an edit merges {edit.r} tokens in block {edit.layer}, more than every second", fix=FIX)
+
+
+def _group(groups: Sequence[Group], edit: Keep | Constant) -> Group:
     for group in groups:
         if edit.place == group.place if isinstance(edit, Constant) else edit.tensors == group.tensors:
             return group
     name = edit.place if isinstance(edit, Constant) else ", ".join(path for path, _ in edit.tensors[:2])
     raise Refused(f"the network has no units at {name[:120]}", fix=FIX)
+
+
+def _left(groups: Sequence[Group], known: Group) -> Group | None:
+    """Return a group as it is now."""
+    return next((g for g in groups if g.gate == known.gate), None)
 
 
 def _check(group: Group, indices: tuple[int, ...]) -> None:
@@ -132,7 +172,7 @@ def _slice(names: Live, edit: Keep) -> None:
         old = cast(torch.Tensor, getattr(owner, attribute))
         new = old.detach().index_select(axis, torch.tensor(edit.indices, device=old.device)).contiguous()
         setattr(owner, attribute, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
-        if attribute in {"weight", "bias"}:
+        if attribute == "weight":
             _sizes(owner)
 
 

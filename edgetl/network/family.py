@@ -9,12 +9,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from edgetl.network.edits import Constant, Edit, Keep
 from edgetl.types import Json
+
+if TYPE_CHECKING:
+    from edgetl.train.batches import Data
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,11 @@ class Group:
     kind: Literal["heads", "neurons", "channels"]
     place: str  # canonical path of the module that becomes constant when no unit is left: "layers.3.attn"
     stage: int  # index into Family.stages of the block that the units lie in
-    gate: str  # canonical path of the layer whose input (last axis) carries the units: "layers.3.attn.o"
+    gate: str  # canonical path of the layer whose input carries the units, no other group's: "layers.3.attn.o"
     tensors: tuple[tuple[str, int], ...]  # (canonical path, axis) of every slice
     count: int  # units
     width: int  # consecutive entries of a unit along each axis; d for heads, 1 for neurons
+    least: int = 0  # units that a method should leave: 1 where nothing passes the place by
 
     def keep(self, units: Sequence[int]) -> Edit:
         """Return the edit that keeps just these units, in ascending order."""
@@ -64,6 +68,7 @@ class Family(ABC):
 
     name: ClassVar[str]  # the file's name
     data: ClassVar[Literal["image", "text"]]
+    merges: ClassVar[bool] = False  # its blocks can merge tokens
     names: ClassVar[tuple[Layout, ...]]  # layouts of weights it can read, of live modules and of files
 
     @abstractmethod
@@ -77,6 +82,10 @@ class Family(ABC):
             BadInput: the source is not of this family, or a size is unknown or impossible.
 
         """
+
+    def fitted(self, sizes: Mapping[str, Json], data: Data) -> Mapping[str, Json]:
+        """Return the sizes of a new network with those that the data decides, where the recipe does not."""
+        return sizes
 
     @abstractmethod
     def prep(self, source: str | Mapping[str, Json], config: Json) -> Prep:
@@ -124,3 +133,14 @@ class Family(ABC):
     @abstractmethod
     def adapted(self, module: nn.Module) -> tuple[str, ...]:
         """Return the canonical paths of the linear layers that adapters attach to by default."""
+
+    def tokens(self, module: nn.Module) -> tuple[int, ...]:
+        """Return how many tokens that may merge enter every block as it is now, and how many leave the last.
+
+        Empty where the family merges none.
+        """
+        return ()
+
+    def merge(self, module: nn.Module, layer: int, r: int) -> None:
+        """Let a block merge r tokens, at most half of those that may; in place. Only of a family that `merges`."""
+        raise NotImplementedError

@@ -21,6 +21,8 @@ def source_key(where: str | Mapping[str, Json]) -> Json:
     if not isinstance(where, str):
         return dict(where)
     folder = source.locate(where)
+    if source.is_weights(folder):
+        return {"weights": store.file_digest(folder)}
     kept = [p for pattern in ("*.json", "*.safetensors", "*.txt", "*/config.json") for p in folder.glob(pattern)]
     return {p.relative_to(folder).as_posix(): store.file_digest(p) for p in sorted(kept)}
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import lru_cache
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from edgetl.network.family import Family, Layout
+
+
+ROOT = "network"
+"""The place of what no layer of the network does."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,33 @@ def live(family: Family, module: nn.Module) -> Live:
         if all(to_canonical(layout, key) is not None for key in keys):
             return Live(module, layout)
     raise KeyError(f"{family.name} has no layout for a module with {keys[0]}")
+
+
+def places(family: Family, module: nn.Module) -> dict[str, str]:
+    """Return the canonical place of every submodule, by the module's own name for it.
+
+    A layer with weights is called as they are; one without, such as an activation, after its parent and its own
+    attribute. What holds the blocks among other things is the network.
+    """
+    layout, stages = live(family, module).layout, family.stages(module)
+    weights = {key: to_canonical(layout, key) or key for key in module.state_dict()}
+    found = {"": ROOT}
+    for name in (name for name, _ in module.named_modules() if name):
+        parent, _, attribute = name.rpartition(".")
+        inside = [canonical for key, canonical in weights.items() if key.startswith(f"{name}.")]
+        shared = _shared(inside)
+        if not shared and any(path.startswith(f"{stage}.") for path in inside for stage in stages):
+            found[name] = found[parent]
+        else:
+            above = "" if found[parent] == ROOT else f"{found[parent]}."
+            found[name] = shared or f"{above}{attribute}"
+    return found
+
+
+def _shared(weights: Sequence[str]) -> str:
+    """Return the dotted place that all these weights lie in."""
+    parts = zip(*(path.split(".")[:-1] for path in weights), strict=False)  # to the end of the shortest
+    return ".".join(same[0] for same in takewhile(lambda level: len(set(level)) == 1, parts))
 
 
 def put(module: nn.Module, name: str, layer: nn.Module) -> None:

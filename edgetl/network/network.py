@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,6 +24,8 @@ from edgetl.types import Json
 if TYPE_CHECKING:
     from edgetl.network.edits import Edit
     from edgetl.network.family import Family
+
+LOG = logging.getLogger("edgetl")
 
 OTHER = "give the folder as it was published, or the family that this checkpoint was made with"
 
@@ -87,7 +90,8 @@ class Network:
 def create(family: str, where: str | Mapping[str, Json], labels: Sequence[str], seed: int) -> Network:
     """Return a network from a folder, a hub id, a saved network, or sizes for random weights.
 
-    The head is kept where the source's labels are the same; otherwise it is new, normal(0, 0.02) from the seed.
+    The head is kept where the source's labels are the same, and that of a bare file of weights, which names none, where
+    it has as many; otherwise it is new, drawn from the seed.
 
     Raises:
         BadInput: the source is missing, incomplete or of another family, or a size is impossible.
@@ -104,11 +108,14 @@ def create(family: str, where: str | Mapping[str, Json], labels: Sequence[str], 
     module = _build(kind, config, seed)
     facts: dict[str, Json] = {"head": "new", "source": "random", "licence": None}
     if isinstance(where, str):
-        theirs = source.file_labels(source.read_config(folder))
+        bare = source.is_weights(folder)
+        theirs = None if bare else source.file_labels(source.read_config(folder))
         found, unknown = translate(kind.names, source.read_weights(folder))
         if unknown:
             raise BadInput(f"{where} holds weights that {family} has no place for: {unknown[0]}", fix=OTHER)
-        kept = _fill(kind, module, found, keep=theirs == tuple(labels))
+        kept = _fill(kind, module, found, keep=theirs in (None, tuple(labels)))
+        if kept and bare:
+            LOG.warning("%s names no labels: its classifier is taken to answer in the order of yours", _short(where))
         facts = {"head": "kept" if kept else "new", "source": _short(where), "licence": source.licence(folder)}
     facts["prep"] = saved.prep_json(kind.prep(where, config))
     return Network(module, kind, config, tuple(labels), facts=facts)
@@ -138,7 +145,8 @@ def _fill(kind: Family, module: nn.Module, found: Mapping[str, Tensor], *, keep:
     """Copy canonical weights into the module and return whether the head came with them."""
     mine = live(kind, module).state()
     head = {k for k in mine if k.startswith(f"{kind.head(module)}.")}
-    body = mine.keys() - head
+    # How often a norm has seen a batch decides nothing, and not every file says it.
+    body = {k for k in mine.keys() - head if not k.endswith(".num_batches_tracked")}
     if missing := sorted(body - found.keys()):
         raise BadInput(f"the source lacks {len(missing)} of {len(body)} weights, {missing[0]} among them", fix=OTHER)
     # A surplus pooler or head is passed over; a surplus block means that the configuration is another network's.

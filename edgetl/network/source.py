@@ -24,12 +24,14 @@ JSON_BYTES = 64_000_000
 def locate(source: str) -> Path:
     """Return the folder of a source: a folder as it is, or a hub id fetched into Hugging Face's cache.
 
+    A safetensors file, which is all that some publish, is returned as it is; few families read it.
+
     Raises:
         BadInput: neither, or the hub cannot be reached and the cache does not hold it.
 
     """
     path = Path(source).expanduser()
-    if path.is_dir():
+    if path.is_dir() or is_weights(path):
         return path
     if path.suffix.lower() == ".onnx":
         raise BadInput(
@@ -41,6 +43,11 @@ def locate(source: str) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", source):
         raise BadInput(f"no folder {source}", fix="give the path of a folder with config.json and model.safetensors")
     return _fetch(source)
+
+
+def is_weights(path: Path) -> bool:
+    """Return whether a source is a bare file of weights, with no configuration and no labels."""
+    return path.suffix == ".safetensors" and path.is_file()
 
 
 def _fetch(name: str) -> Path:
@@ -96,7 +103,7 @@ def read_config(folder: Path) -> dict[str, Json]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Return the tensors of a folder's safetensors, one file or several with an index, by their names there.
+    """Return the tensors of a folder's safetensors, one file or several with an index, or of a bare file, by name.
 
     Raises:
         BadInput: there are none, or a part is missing.
@@ -115,7 +122,25 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors in a safetensors file by their names there; no tensor is read.
+
+    Raises:
+        Refused: the file is damaged.
+
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError) as error:
+        raise Refused(f"{file} is damaged ({error})", fix="get the file again from its origin") from None
+
+
 def _files(folder: Path) -> list[Path]:
+    if is_weights(folder):
+        return [folder]
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     index = folder / "model.safetensors.index.json"

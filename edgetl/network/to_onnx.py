@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import logging
 import math
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from edgetl import store
 from edgetl.errors import BadInput
 from edgetl.network.family import Family
+from edgetl.network.names import places
 from edgetl.network.network import Network
 from edgetl.types import Json
 
@@ -28,6 +31,12 @@ Shape: TypeAlias = tuple[int, ...]
 OPSET = 20
 WORKING = ("MatMul", "Gemm", "Conv")
 """The operators whose MACs are counted."""
+
+WRAPPED = "module."
+"""What the exporter's wrapper below puts before the name of each module."""
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where the exporter notes the torch modules that a node comes from, outermost first, the operation last."""
 
 MOST_BYTES = 2**31 - 2**20
 """A protobuf holds less than 2 GiB; edgetl writes no external data, which apps would have to trust."""
@@ -66,8 +75,35 @@ def to_onnx(net: Network, path: Path) -> None:
         )  # fmt: skip
     assert program is not None
     model: onnx.ModelProto = program.model_proto
+    name_nodes(model, places(net.family, net.module))
     strip(model, text=net.family.data == "text")
     store.write_bytes(path, model.SerializeToString(deterministic=True))
+
+
+def name_nodes(model: onnx.ModelProto, modules: Mapping[str, str]) -> None:
+    """Call every node `<module>/<operator>`, as in `layers.3.attn.q/MatMul`; a repeated name is numbered.
+
+    `modules` gives the canonical place of every module by the name that torch has for it.
+    """
+    seen: Counter[str] = Counter()
+    for node in model.graph.node:
+        name = f"{_module(node, modules)}/{node.op_type}"
+        node.name = f"{name}_{seen[name]}" if seen[name] else name
+        seen[name] += 1
+
+
+def _module(node: onnx.NodeProto, modules: Mapping[str, str]) -> str:
+    """Return the place of the innermost module that a node comes from; the exporter's own nodes are the network's.
+
+    A convolution is its own even where the exporter folded the normalisation behind it into it.
+    """
+    if node.op_type == "Conv":
+        owner = node.input[1].removeprefix(WRAPPED).rpartition(".")[0]
+        if owner in modules:
+            return modules[owner]
+    noted = next((p.value for p in node.metadata_props if p.key == SCOPES), "[]")
+    scopes = [str(scope).removeprefix(WRAPPED) for scope in ast.literal_eval(noted)]
+    return next((modules[scope] for scope in reversed(scopes) if scope in modules), modules[""])
 
 
 def strip(model: onnx.ModelProto, text: bool) -> None:

@@ -14,6 +14,7 @@ from edgetl.overview import count
 from edgetl.page import markup
 from edgetl.page.facts import Facts
 from edgetl.page.markup import Markup
+from edgetl.page.times import bar
 from edgetl.recipe import yaml12
 from edgetl.types import Json
 
@@ -43,7 +44,7 @@ def layers(facts: Facts) -> Markup:
     best = facts.best()
     shown = best.name if best else None
     return markup.join(
-        markup.tag("p", "Time inside a layer: not measured. A layer's share of MACs is no share of time."),
+        markup.tag("p", "A layer's share of MACs is no share of time, which is the next section."),
         *(
             markup.details(
                 f"{name}: {count(row.bundle.manifest['cost']['macs'])} MACs", _layers(row), unfolded=name == shown
@@ -156,9 +157,9 @@ def _layers(row: Row) -> Markup:
         kinds[kind] += macs
     shares = ", ".join(f"{kind} {100 * macs / total:.1f} %" for kind, macs in kinds.most_common(6))
     largest = sorted(nodes, key=lambda node: -node[2])
-    lines = [[name, kind, count(macs), _bar(macs / total)] for name, kind, macs in largest[:MOST_LAYERS]]
+    lines = [[name, kind, count(macs), bar(macs / total)] for name, kind, macs in largest[:MOST_LAYERS]]
     if rest := [macs for *_, macs in largest[MOST_LAYERS:]]:
-        lines.append([f"{len(rest)} smaller ones", "", count(sum(rest)), _bar(sum(rest) / total)])
+        lines.append([f"{len(rest)} smaller ones", "", count(sum(rest)), bar(sum(rest) / total)])
     table = markup.table(f"Largest operations of {row.title}", ("operation", "kind", "MACs", "share"), lines)
     return markup.join(markup.tag("p", f"By kind: {shares}."), table)
 
@@ -169,8 +170,3 @@ def _node(node: Mapping[str, Json]) -> tuple[str, str, int] | None:
     if not isinstance(macs, int | float) or isinstance(macs, bool) or not 0 < macs < 1e18:
         return None
     return str(node.get("name", ""))[:80], str(node.get("op", ""))[:40], int(macs)
-
-
-def _bar(share: float) -> Markup:
-    inner = markup.tag("span", f"{100 * share:.1f} %", class_="bar", style=f"--share:{100 * share:.1f}%")
-    return markup.tag("td", inner)

@@ -180,6 +180,8 @@ def _machine(m: Measurement) -> list[tuple[str, str | None]]:
         ("memory", f"{device.mem_total_bytes / 1e9:.1f} GB"),
         ("kernel", device.kernel),
         ("governor", device.governor),
+        ("turbo", None if device.turbo is None else "allowed" if device.turbo else "barred"),
+        ("GPU", f"{device.gpu_model}, driver {device.driver}" if device.gpu_model else None),
         ("power mode", device.power_mode),
         ("reached by", device.link),
     ]
@@ -204,8 +206,16 @@ def _disturbances(found: Sequence[Measurement]) -> list[tuple[str, str | None]]:
     verdicts = Counter(m.verdict for m in found)
     flags = Counter(flag for m in found for flag in m.noise.flags)
     effects = [m.noise.mde for m in found if m.noise.mde is not None]
+    clocks = [
+        m.noise.clock_mhz_min / m.noise.clock_mhz_median
+        for m in found
+        if m.noise.clock_mhz_min and m.noise.clock_mhz_median
+    ]
+    offs = [m.accuracy.parity.max_rel for m in found if m.accuracy and m.accuracy.parity.max_rel is not None]
     return [
         ("verdicts", ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items())),
         ("noise flags", ", ".join(f"{flag} ({n} of {len(found)})" for flag, n in flags.items()) or "none"),
+        ("lowest clock", f"{100 * min(clocks):.0f} % of the median" if clocks else None),
+        ("answers while timed", f"off by at most {max(offs):.1e} of the largest golden logit" if offs else None),
         ("smallest provable effect", f"{100 * max(effects):.1f} %" if effects else None),
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edgetl import __version__, store
 from edgetl.extras import install
-from edgetl.page import charts, history, markup, mistakes, sections
+from edgetl.page import charts, history, markup, mistakes, sections, times
 from edgetl.page.facts import Facts, Sheet, measured
 from edgetl.page.markup import Markup
 from edgetl.types import Json
@@ -78,6 +78,7 @@ def _parts(facts: Facts, sheets: Sequence[Sheet], unmeasured: Sequence[str]) -> 
         "precisions": ("Targets and precisions", sections.ladder(facts)),
         "steps": ("Steps of the recipe", history.steps(facts)),
         "operations": ("Where the operations are", history.layers(facts)),
+        "time": ("Where the time goes", times.layers(facts)),
         "errors": ("Where the student errs", mistakes.confusions(facts), mistakes.examples(facts)),
         "device": ("Device", *(devices or [nowhere])),
         "unmeasured": ("Not measured", markup.bullets(unmeasured)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -13,6 +14,8 @@ from edgetl.recipe.read import Recipe
 from edgetl.types import Json
 
 SCHEMA_VERSION = 1
+COMPARED: Mapping[str, Json] = {"use": "onnx", "precision": "fp32"}
+"""The file of the reference that accuracy is compared with."""
 
 
 def plan(recipe: Recipe) -> Json:
@@ -28,6 +31,17 @@ def plan(recipe: Recipe) -> Json:
         "budgets": {k: b.model_dump(mode="json", exclude_none=True) for k, b in recipe.frame.budgets.items()},
         "steps": {name: [n.folder.removeprefix("steps/") for n in node.path] for name, node in named.items()},
     }
+
+
+def files(plan: Mapping[str, Json]) -> list[tuple[str, Json]]:
+    """Return network and target of every file of a run, the reference's first.
+
+    The reference stands at fp32 too where the recipe names no such target: accuracy is compared with that file.
+    """
+    targets, reference = plan["targets"], plan["reference"]
+    fp32 = [] if any(t["precision"] == "fp32" for t in targets) else [COMPARED]
+    students = [name for name in plan["students"] if name != reference]
+    return [*((reference, t) for t in (*fp32, *targets)), *((name, t) for name in students for t in targets)]
 
 
 def write_plan(recipe: Recipe, run: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from edgetl import device, plugins, store
 from edgetl.errors import BadInput, BadInputs
@@ -16,6 +16,7 @@ from edgetl.recipe import branches
 from edgetl.recipe.branches import Node
 from edgetl.recipe.load import load, required
 from edgetl.recipe.schema import Budget, Gates, Model, Step, Target
+from edgetl.recipe.valid import find_class, listed, plugin, target, valid
 from edgetl.strict import Strict
 from edgetl.types import Json
 
@@ -66,7 +67,7 @@ class Recipe:
         """Return the sha256 of the recipe reduced to what led to this file; it says nothing of where files lie."""
         steps = [n.step.model_dump(mode="json") for n in node.path if n.step is not None]
         data = {k: v for k, v in self.resolved["data"].items() if not isinstance(getattr(self.data, k), Path)}
-        targets = [self.resolved["targets"][self.targets.index(target)]]
+        targets = [TypeAdapter(type(target)).dump_python(target, mode="json")]
         reduced = {**self.resolved, "data": data, "steps": steps, "targets": targets, "budgets": None, "gates": None}
         return store.digest(placeless(reduced))
 
@@ -97,16 +98,18 @@ def check(raw: dict[str, Json], name: str) -> tuple[Recipe | None, list[BadInput
         return None, [BadInput(problem, fix="pip install --upgrade edgetl")]
     errors: list[BadInput] = []
     frame_keys = {k: v for k, v in raw.items() if k not in ("data", "steps", "targets")}
-    frame = _valid(Frame, frame_keys, f"{name}: ", errors)
-    data = _plugin("data", raw.get("data"), f"{name}: data", errors)
+    frame = valid(Frame, frame_keys, f"{name}: ", errors)
+    data = plugin("data", raw.get("data"), f"{name}: data", errors)
     nodes, raw_steps = _nodes(raw.get("steps", []), name, errors)
-    listed = _list(raw.get("targets", [{"use": "onnx"}]), f"{name}: targets", errors)
-    targets = [_plugin("targets", target, f"{name}: targets[{i}]", errors) for i, target in enumerate(listed)]
-    if twice := next((t for i, t in enumerate(targets) if t is not None and t in targets[:i]), None):
+    items = listed(raw.get("targets", [{"use": "onnx"}]), f"{name}: targets", errors)
+    targets = [target(item, f"{name}: targets[{i}]", errors) for i, item in enumerate(items)]
+    kinds = [None if t is None else (t.use, t.precision) for t in targets]
+    if twice := next((t for i, t in enumerate(targets) if t is not None and kinds[i] in kinds[:i]), None):
         problem = f"{name}: targets: {twice.use} at {twice.precision} stands twice"
         errors.append(BadInput(problem, fix="list every file once"))
     reference = _reference(raw.get("reference"), nodes, name, errors)
     errors += _orders(nodes, raw, name)
+    errors += _merging(nodes, raw, name)
     errors += _names(raw, name)
     if reference is not None and reference.name in {branches.student_name(n) for n in branches.students(nodes)}:
         errors.append(BadInput(f"{name}: '{reference.name}' is a step and a student", fix="rename the step"))
@@ -120,9 +123,9 @@ def _nodes(raw: Json, name: str, errors: list[BadInput]) -> tuple[tuple[Node, ..
     source = Node(0, None, branches.ALL, None)
     ends: tuple[Node, ...] = (source,)
     nodes, kept = [source], []
-    for i, item in enumerate(_list(raw, f"{name}: steps", errors)):
+    for i, item in enumerate(listed(raw, f"{name}: steps", errors)):
         where = f"{name}: steps[{i}]"
-        cls = _class("methods", item, where, errors)
+        cls = find_class("methods", item, where, errors)
         if cls is None:
             continue
         steps = _steps(cls, item, f"{where} ({item['use']}): ", errors)
@@ -146,11 +149,11 @@ def _steps(cls: type[Step], item: Mapping[str, Json], where: str, errors: list[B
     """Return one step per branch; wrong fields are told and take their defaults, so that the rest is checked."""
     found: list[Step] = []
     for given in branches.values(cls, item):
-        step, rest = _valid(cls, given, where, errors), given
+        step, rest = valid(cls, given, where, errors), given
         while step is None:
             wrong = _wrong(cls, rest)
             rest = {k: v for k, v in rest.items() if k not in wrong}
-            step = _valid(cls, rest, where, []) if wrong else cls(use=item["use"])
+            step = valid(cls, rest, where, []) if wrong else cls(use=item["use"])
         found.append(step)
     if not found:
         errors.append(BadInput(f"{where}an empty list of values", fix="give at least one value"))
@@ -185,6 +188,18 @@ def _orders(nodes: Sequence[Node], raw: Mapping[str, Json], name: str) -> Iterat
             seen.add((node.number, ""))
             fix = "put a training step (finetune, lora) before it, or start from trained weights"
             yield BadInput(f"{where}: needs a trained network, and the source is random weights", fix=fix)
+
+
+def _merging(nodes: Sequence[Node], raw: Mapping[str, Json], name: str) -> Iterator[BadInput]:
+    """Yield steps that merge tokens of a backbone that has none to merge; one that a step puts in its place may."""
+    model = raw.get("model")
+    family = model.get("family") if isinstance(model, dict) else None
+    asking = {n.number: n for n in nodes if n.step is not None and "tokens" in n.step.needed()}
+    for number, node in asking.items():
+        replaced = any(n.step is not None and n.step.sources() for n in node.path[:-1])
+        if family in plugins.names("families") and not replaced and not plugins.find("families", family).merges:
+            problem = f"{name}: steps[{number - 1}] ({node.name}): the blocks of family '{family}' merge no tokens"
+            yield BadInput(problem, fix="leave token_share out, or choose a family such as hf_vit")
 
 
 def _reference(given: Json, nodes: Sequence[Node], name: str, errors: list[BadInput]) -> Node | None:
@@ -237,51 +252,6 @@ def _resolved(frame: Frame, data: Source, raw_steps: Sequence[Mapping[str, Json]
     return {**head, "data": data.model_dump(mode="json"), "steps": steps, **tail}
 
 
-def _plugin(kind: plugins.Kind, raw: Json, where: str, errors: list[BadInput]) -> Any:
-    cls = _class(kind, raw, where, errors)
-    return None if cls is None else _valid(cls, raw, f"{where} ({raw['use']}): ", errors)
-
-
-def _class(kind: plugins.Kind, raw: Json, where: str, errors: list[BadInput]) -> Any:
-    if not isinstance(raw, dict) or not isinstance(raw.get("use"), str):
-        names = ", ".join(plugins.names(kind))
-        errors.append(BadInput(f"{where}: no `use:`", fix=f"write {{use: NAME, ...}}, NAME one of: {names}"))
-        return None
-    try:
-        return plugins.find(kind, raw["use"])
-    except BadInput as e:
-        errors.append(BadInput(f"{where}: {e.problem}", fix=e.fix))
-        return None
-
-
-def _valid(cls: Any, raw: Json, where: str, errors: list[BadInput]) -> Any:
-    try:
-        return TypeAdapter(cls).validate_python(raw)
-    except ValidationError as e:
-        errors.extend(_told(error, _keys(cls, error["loc"][:-1]), where) for error in e.errors(include_url=False))
-        return None
-
-
-def _keys(cls: Any, place: Sequence[str | int]) -> tuple[str, ...]:
-    """Return the keys that a class, or what lies at a place inside it, may have."""
-    for part in place:
-        field = cls.model_fields.get(part) if hasattr(cls, "model_fields") else None
-        inner = [field.annotation, *get_args(field.annotation)] if field is not None else []
-        cls = next((t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)), cls)
-    return tuple(cls.model_fields if hasattr(cls, "model_fields") else cls.__dataclass_fields__)
-
-
-def _told(error: Any, known: tuple[str, ...], where: str) -> BadInput:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return BadInput(f"{where}{key}: unknown key", fix=plugins.nearest(key.split(".")[-1], known))
-    got = repr(error.get("input"))
-    shown = f", got {got[:60]}" if error["type"] != "missing" else ""
-    if error["type"] == "string_pattern_mismatch":
-        return BadInput(f"{where}{key}: not a plain name{shown}", fix="use lower-case letters, digits and '-' only")
-    return BadInput(f"{where}{key}: {error['msg'][:1].lower()}{error['msg'][1:]}{shown}", fix=f"correct '{key}'")
-
-
 def placeless(value: Json) -> Json:
     """Return plain data in which the path or hub id of weights or data is reduced to its last part."""
     if isinstance(value, list):
@@ -290,10 +260,3 @@ def placeless(value: Json) -> Json:
         return value
     places = ("source", "path")
     return {k: Path(v).name if k in places and isinstance(v, str) else placeless(v) for k, v in value.items()}
-
-
-def _list(raw: Json, where: str, errors: list[BadInput]) -> list[Json]:
-    if isinstance(raw, list):
-        return raw
-    errors.append(BadInput(f"{where}: must be a list", fix="start every entry with '- '"))
-    return []

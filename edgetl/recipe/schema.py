@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
+from edgetl.errors import BadHost
 from edgetl.strict import Strict
 from edgetl.types import Json
 
 if TYPE_CHECKING:
+    from edgetl.device import Device
+    from edgetl.measurement import Measurement
     from edgetl.network.network import Network
     from edgetl.session import Session
     from edgetl.train.batches import Data
+    from edgetl.types import Feed
 
 T = TypeVar("T")
 
@@ -29,8 +33,8 @@ class FanOut:
 Branches = Annotated[T, FanOut()]
 """A field that takes a value or, in YAML, a list of values: one branch each. A step only ever sees one value."""
 
-Need: TypeAlias = Literal["trained", "image", "text"]
-"""What a step needs of its input: weights that solve the task, or a kind of data."""
+Need: TypeAlias = Literal["trained", "image", "text", "tokens"]
+"""What a step needs of its input: weights that solve the task, a kind of data, or blocks that can merge tokens."""
 
 Share: TypeAlias = Annotated[float, Field(gt=0, le=1)]
 
@@ -54,6 +58,30 @@ class Teacher(Strict):
     weight: float = Field(0.5, ge=0, le=1)  # of the teacher's term; the labels' term gets the rest
 
 
+class MaxLatency(Strict):
+    """A limit on the median time of one call on a device, in milliseconds or as a share of the uncut network's."""
+
+    device: str  # a name that `edgetl devices list` shows, the path of a device file, or ssh://user@host
+    p50_ms: float | None = Field(None, gt=0, allow_inf_nan=False)  # CPU time where one thread runs, else wall time
+    share: float | None = Field(None, gt=0, le=1)  # of the time of the step's input, measured beside it
+
+    @field_validator("device")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        from edgetl import device  # only a recipe with such a limit needs it
+        from edgetl.plugins import nearest
+
+        if "/" not in name and name not in device.names():
+            raise ValueError(f"no device '{name}', {nearest(name, device.names())}")
+        return name
+
+    @model_validator(mode="after")
+    def _one(self) -> MaxLatency:
+        if (self.p50_ms is None) == (self.share is None):
+            raise ValueError("give one of p50_ms and share")
+        return self
+
+
 class Step(Strict, ABC):
     """One method: `Network -> Network`. Every default makes a working step."""
 
@@ -69,6 +97,10 @@ class Step(Strict, ABC):
         schedule = getattr(self, "schedule", None)
         return 3.0 * rows * schedule.epochs if isinstance(schedule, Schedule) else 0.0
 
+    def needed(self) -> frozenset[Need]:
+        """Return what these settings need of the step's input: `needs`, and what only some of them do."""
+        return self.needs
+
     def reads(self) -> tuple[str, ...]:
         """Return the names of the earlier steps it takes from `ctx.past`."""
         return ()
@@ -77,9 +109,23 @@ class Step(Strict, ABC):
         """Return (family, source) of weights it takes besides those of earlier steps; their bytes are in its key."""
         return ()
 
+    def devices(self) -> tuple[str, ...]:
+        """Return the devices that it measures on, as `load_device` takes them."""
+        return ()
+
     @abstractmethod
     def run(self, net: Network, ctx: Context) -> Network:
         """Return the changed network, plain again; `net` may be consumed."""
+
+
+def unmeasured(_: Sequence[Network], device: Device) -> Sequence[Measurement]:
+    """Refuse to measure: a context that was built without a run's target has nothing to export for.
+
+    Raises:
+        BadHost: always.
+
+    """
+    raise BadHost(f"nothing can be measured on {device.name} here", fix="run the step as part of a recipe")
 
 
 @dataclass(frozen=True)
@@ -92,19 +138,58 @@ class Context:
     past: Callable[[str], Network]  # a fresh copy of a step named in reads()
     once: Callable[[str, Mapping[str, Json | Network], Callable[[Path, int], None]], Path]
     """`once(what, parts, make)`: the folder that `make(folder, seed)` filled, made once for all branches."""
+    measure: Callable[[Sequence[Network], Device], Sequence[Measurement]] = unmeasured
+    """`measure(networks, device)`: exported for the first target and timed together, each with its ratio to the first;
+    once measured, it is read again."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a file may be made with besides the base ONNX file."""
+
+    calibration: tuple[Feed, ...] = ()  # pre-processed batches of the training part, tail applied
+    floats: frozenset[str] = frozenset()  # nodes of the base file that keep their precision
+    cache: Path | None = None  # a folder for what all lowerings of one base file share, such as ranges
 
 
 class Target(Protocol):
-    """Makes and opens one kind of file: a frozen dataclass in targets/, without torch or pydantic at its top."""
+    """Makes and opens one kind of file: a frozen dataclass in targets/, without torch, onnx or pydantic at its top."""
 
     use: str  # file name in targets/
     precision: str
+    precisions: ClassVar[tuple[str, ...]]  # what a recipe may ask for; "auto" is the fastest that keeps the gates
+    refuses: ClassVar[Mapping[str, str]]  # precisions that the runtime does not compute in, and why
+    samples: int  # training samples for calibration and repair
 
-    def lower(self, base: Path, folder: Path) -> str:
-        """Write the artifact made from the base ONNX file into the folder and return its file name."""
+    @property
+    def calibrates(self) -> bool:
+        """Whether `lower` reads calibration batches."""
+
+    def candidates(self, quick: Sequence[str]) -> tuple[Target, ...]:
+        """Return what to make: this target, or for "auto" one for each precision worth trying, fp32 first.
+
+        `quick` lists the precisions in which the device computes faster than in fp32, and fp32.
+        """
+
+    def nodes(self, base: Path) -> tuple[str, ...]:
+        """Return the nodes of the base file whose precision `lower` changes: those that can be given back to float."""
+
+    def lower(self, base: Path, folder: Path, material: Material) -> str:
+        """Write the artifact made from the base ONNX file into the folder and return its file name.
+
+        Raises:
+            BadInput: the material does not suffice, or the runtime has no form of this network at this precision.
+
+        """
+
+    def dtypes(self, file: Path, names: Sequence[str]) -> Mapping[str, str]:
+        """Return the precision in which a lowered file computes each of these nodes of the base file, read back."""
 
     def session(self) -> dict[str, Json]:
         """Return the runtime options that ship in the manifest and that every Session applies."""
+
+    def needs(self) -> str:
+        """Return the oldest version of the runtime that reads the file: ">=1.20"."""
 
     @staticmethod
     def open(file: bytes | Path, options: Mapping[str, Json], threads: int) -> Session:

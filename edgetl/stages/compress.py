@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -13,9 +13,11 @@ from pathlib import Path
 
 import torch
 
-from edgetl import plugins, store
+from edgetl import plugins, remote, store
 from edgetl.dataset import open_data
+from edgetl.device import LOCAL, Device, load_device
 from edgetl.errors import BadInput
+from edgetl.measurement import Measurement
 from edgetl.network import keys, saved
 from edgetl.network import network as networks
 from edgetl.network.network import Network
@@ -23,6 +25,7 @@ from edgetl.recipe.branches import SOURCE, Node
 from edgetl.recipe.plan import write_plan
 from edgetl.recipe.read import Recipe, placeless
 from edgetl.recipe.schema import Context
+from edgetl.stages import latency
 from edgetl.train.batches import Data
 from edgetl.types import Json
 
@@ -63,6 +66,7 @@ def compress(recipe: Recipe, run: Path) -> dict[str, Path]:
     with store.locked(run):
         store.sweep(run)
         write_plan(recipe, run)
+        _check_devices(recipe, run)
         torch.set_num_threads(recipe.frame.threads or len(os.sched_getaffinity(0)))
         conditions = environment(torch.get_num_threads())
         store.keep_json(run / "environment.json", conditions)
@@ -100,7 +104,26 @@ def step_key(work: Run, node: Node) -> str:
         "sources": [_source_key(family, where) for family, where in node.step.sources()],
     }
     step = placeless(node.step.model_dump(mode="json"))  # what lies at its sources counts, not where they are
+    if devices := node.step.devices():
+        inputs["measured"] = [latency.target_json(t) for t in recipe.targets[:1]] + [_device_key(d) for d in devices]
     return store.digest({**common, **inputs, "step": step, "code": _code(work, node)})
+
+
+def _check_devices(recipe: Recipe, run: Path) -> None:
+    """Refuse devices that steps still have to measure on and that cannot be measured, before anything is trained."""
+    left = [n for n in recipe.nodes if n.step is not None and not saved.is_saved(run / n.folder)]
+    wanted = dict.fromkeys(name for n in left if n.step is not None for name in n.step.devices())
+    if wanted and not recipe.targets:
+        raise BadInput("latency is measured on the first target, and the recipe has none", fix="name one in `targets:`")
+    for name in wanted:
+        remote.require(load_device(name))
+
+
+def _device_key(name: str) -> Json:
+    """Return what a device is known by: this machine, and one at an address, by their name, others by their file."""
+    if name == LOCAL or "://" in name:
+        return name
+    return load_device(name).model_dump(mode="json", by_alias=True)
 
 
 def _source_key(family: str, where: str | Mapping[str, Json]) -> Json:
@@ -144,7 +167,8 @@ def _run(work: Run, node: Node, scratch: Path) -> Network:
     assert node.parent is not None
     scratch.mkdir(parents=True, exist_ok=True)
     seed = node.seed(work.recipe.frame.seed)
-    context = Context(work.data, seed, scratch, partial(_past, work, node), partial(_once, work, node))
+    past, once = partial(_past, work, node), partial(_once, work, node)
+    context = Context(work.data, seed, scratch, past, once, partial(_measure, work, scratch))
     torch.manual_seed(seed)
     return node.step.run(networks.load(work.at(node.parent)), context)
 
@@ -172,6 +196,12 @@ def _once(
     seed = int(store.digest(common)[:8], 16)  # neither versions nor a comment in the code draw other samples
     folder = work.folder / "shared" / f"{what}-{key[:16]}"
     return store.made_once(folder, key, lambda out: make(out, seed), work.old)
+
+
+def _measure(work: Run, scratch: Path, networks: Sequence[Network], device: Device) -> list[Measurement]:
+    trial = latency.trial(work.data, work.recipe.frame.golden)
+    bench = latency.Bench(work.recipe.targets[0], trial, scratch, work.folder / "shared", work.old)
+    return latency.latencies(networks, device, bench)
 
 
 def _assets(work: Run) -> Path | None:

@@ -6,33 +6,22 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from edgetl import device, plugins
-from edgetl.types import Json
+from edgetl import bundle, device, plugins
+from edgetl.errors import BadInput, EdgetlError
+from edgetl.finding import Finding
+from edgetl.providers import acceleration
+from edgetl.stages.profile import run_bundles
+from edgetl.stages.run import newest
 
 OLDEST_PYTHON = (3, 11)
 LEAST_DISK_GB = 2.0
 EXTRAS = ("compress", "data")
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at."""
-
-    what: str
-    found: str
-    state: Literal["good", "absent", "broken"]  # absent: only what needs it cannot be done
-    fix: str = ""
-
-    def to_json(self) -> Json:
-        """Return the plain data."""
-        return asdict(self)
 
 
 def doctor(target: str | None) -> list[Finding]:
@@ -43,8 +32,9 @@ def doctor(target: str | None) -> list[Finding]:
 
     """
     if target is not None:
-        return [*_runtimes(), _target(target)]
-    return [*_host(), *_packages(), *_runtimes(), *(_target(name) for name in plugins.names("targets"))]
+        return [*_runtimes(), *acceleration(), _target(target), *_bundles(target)]
+    targets = (_target(name) for name in plugins.names("targets"))
+    return [*_host(), *_packages(), *_runtimes(), *acceleration(), *targets]
 
 
 def _host() -> Iterator[Finding]:
@@ -91,6 +81,24 @@ def _target(name: str) -> Finding:
         return Finding(f"target {name}", plugin.runtime(), "good")
     except ImportError as e:
         return Finding(f"target {name}", f"{e}", "absent", f'pip install "edgetl[{name}]"')
+
+
+def _bundles(target: str) -> Iterator[Finding]:
+    """Report whether the runtime opens what the newest run below this folder ships for a target."""
+    try:
+        found = [bundle.open_bundle(folder) for folder in run_bundles(newest(None))]
+    except BadInput:
+        return  # there is no run, or nothing is exported
+    for one in (one for one in found if one.manifest["target"] == target):
+        manifest = one.manifest
+        what = f"bundle {manifest['name']} {manifest['precision']}"
+        needs = f"opset {manifest['opset']}, needs {manifest['runtime']['name']} {manifest['runtime']['needs']}"
+        try:
+            bundle.open_session(one).close()
+        except EdgetlError as error:
+            yield Finding(what, f"{needs}: {error.problem}", "broken", error.fix)
+        else:
+            yield Finding(what, f"{needs}: opens", "good")
 
 
 def _required(extra: str) -> list[str]:

@@ -12,21 +12,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgetl import artifact, bundle, comparison, plugins, store
+from edgetl import artifact, bundle, comparison, plugins, quantize, store
 from edgetl.artifact import Trial, torch_answers
 from edgetl.data._fields import ImageFields, TextFields, image_operations, text_operations
 from edgetl.dataset import open_data
 from edgetl.errors import BadInput, EdgetlError, GateMissed
+from edgetl.examples import Examples
 from edgetl.golden import write_npz
 from edgetl.network import keys, saved
 from edgetl.network import network as networks
 from edgetl.network.network import Network
 from edgetl.network.to_onnx import to_onnx
+from edgetl.prepare import Prepared
 from edgetl.preprocess import IDS, MASK, Preprocess, Raw
+from edgetl.quantize.bar import Practice
+from edgetl.quantize.produce import Order, Standard, produce
 from edgetl.recipe.load import load
-from edgetl.recipe.plan import read_plan
+from edgetl.recipe.plan import COMPARED, read_plan
 from edgetl.recipe.read import Recipe, check
 from edgetl.recipe.schema import Target
+from edgetl.stages.latency import target_json
 from edgetl.train.batches import Data
 
 PACKAGES = ("edgetl", "torch", "onnx", "onnxscript", "onnxruntime", "transformers")
@@ -97,17 +102,19 @@ def judge(where: Path) -> None:
 
 def _all(recipe: Recipe, run: Path, targets: Sequence[Target]) -> list[Path]:
     """Export the reference and every student; what cannot be shipped is told when all others are done."""
-    trial = _trial(recipe, run)
+    named = recipe.names()
+    if late := next((n for n in named.values() if not saved.is_saved(run / n.folder)), None):
+        raise BadInput(f"step '{late.name}' is not finished", fix=f"edgetl compress --recipe {run}/recipe.yaml")
+    examples, prepared = open_data(recipe, run)
+    trial, standard = _trial(recipe, run, examples, prepared), _standard(recipe, run, prepared)
     made: list[Path] = []
     missed: list[GateMissed] = []
-    for name, node in recipe.names().items():
+    for name, node in named.items():
         folder = run / node.folder
-        if not saved.is_saved(folder):
-            fix = f"edgetl compress --recipe {run}/recipe.yaml"
-            raise BadInput(f"step '{node.name}' is not finished", fix=fix)
+        wanted = targets if node is not recipe.reference else _with_fp32(targets, recipe)
         place = Place(name, run / "students" / name, run / "bundles" / name, _key(folder, trial))
         try:
-            made += _exports(folder, trial, [Job(t, recipe.digest(node, t)) for t in targets], place)
+            made += _exports(folder, trial, [Job(t, recipe.digest(node, t)) for t in wanted], place, standard)
         except GateMissed as e:
             missed.append(e)
     if missed:
@@ -115,13 +122,27 @@ def _all(recipe: Recipe, run: Path, targets: Sequence[Target]) -> list[Path]:
     return made
 
 
+def _standard(recipe: Recipe, run: Path, prepared: Prepared) -> Standard:
+    gates = recipe.frame.gates.model_dump(mode="json", exclude_none=True)
+    practice = Practice(prepared, gates, recipe.frame.seed, torch.get_num_threads())
+    base = run / "students" / recipe.reference.name / "base.onnx"
+    return Standard(practice, base, keys.network_key(run / recipe.reference.folder))
+
+
+def _with_fp32(targets: Sequence[Target], recipe: Recipe) -> list[Target]:
+    """Return the reference's targets, fp32 among them: every accuracy is compared with that file."""
+    if any(t.precision == "fp32" for t in targets):
+        return list(targets)
+    compared = plugins.find("targets", COMPARED["use"])(precision=COMPARED["precision"])
+    return [next((t for t in recipe.targets if t.precision == "fp32"), compared), *targets]
+
+
 def _one(folder: Path, jobs: Sequence[Job]) -> list[Path]:
     """Export a network that comes without data: compared with torch on made-up inputs, its accuracy unknown."""
     log.warning("%s has no data: the file is compared with torch on made-up inputs, its accuracy is not known", folder)
     trial = _made_up(networks.load(folder), folder)
-    return _exports(
-        folder, trial, jobs, Place("network", folder / "export", folder / "bundles" / "network", _key(folder, trial))
-    )
+    place = Place("network", folder / "export", folder / "bundles" / "network", _key(folder, trial))
+    return _exports(folder, trial, jobs, place, None)
 
 
 def _made_up(net: Network, folder: Path) -> Trial:
@@ -150,9 +171,8 @@ def _recipe(run: Path) -> Recipe:
     return recipe
 
 
-def _trial(recipe: Recipe, run: Path) -> Trial:
+def _trial(recipe: Recipe, run: Path, examples: Examples, prepared: Prepared) -> Trial:
     """Return the test split, and keep a copy for devices in eval/test.npz."""
-    examples, prepared = open_data(recipe, run)
     rows = prepared.splits["test"]
     heads = {name: np.asarray(values[rows]) for name, values in prepared.inputs.items()}
     path = run / "eval" / "test.npz"
@@ -167,17 +187,18 @@ def _trial(recipe: Recipe, run: Path) -> Trial:
     return Trial(prepared.preprocess(), heads, prepared.y[rows], tuple(golden.tolist()), raw, tokens, prepared.digest)
 
 
-def _exports(folder: Path, trial: Trial, jobs: Sequence[Job], place: Place) -> list[Path]:
+def _exports(folder: Path, trial: Trial, jobs: Sequence[Job], place: Place, standard: Standard | None) -> list[Path]:
     """Export one network for every target."""
-    missing = [job for job in jobs if not _finished(place, job)]
+    made_from = {job.folder: _job_key(place, job, standard) for job in jobs}
+    missing = [job for job in jobs if not _finished(place, job, made_from[job.folder])]
     log.info("export of %s: %s", place.name, "running" if missing else "finished before")
     if missing:
         net = networks.load(folder)
         _base(net, trial, place)
         for job in missing:
             facts = {"name": place.name, "provenance": {"recipe_sha256": job.recipe}}
-            artifact.make(net, trial, job.target, place.out, place.bundles / job.folder, facts)
-            store.stamp(place.out / f"{job.folder}.json", _job_key(place, job), _files(place, job))
+            produce(net, trial, Order(job.target, place.out, place.bundles / job.folder, facts), standard)
+            store.stamp(place.out / f"{job.folder}.json", made_from[job.folder], _files(place, job))
     return [place.bundles / job.folder for job in jobs]
 
 
@@ -190,13 +211,17 @@ def _key(folder: Path, trial: Trial) -> str:
     return store.digest([keys.network_key(folder), trial.digest, golden, code, versions])
 
 
-def _job_key(place: Place, job: Job) -> str:
-    target = job.target
-    return store.digest([place.key, target.use, target.precision, plugins.digest("targets", target.use), job.recipe])
+def _job_key(place: Place, job: Job, standard: Standard | None) -> str:
+    parts = [place.key, target_json(job.target), plugins.digest("targets", job.target.use), job.recipe]
+    if job.target.precision != "fp32":  # what such a file is depends on what it was calibrated, judged and made with
+        code = store.source_digest(Path(quantize.__file__).parent)
+        judged = [dict(standard.practice.gates), standard.practice.seed, standard.key] if standard else []
+        parts += [code, *judged]
+    return store.digest(parts)
 
 
-def _finished(place: Place, job: Job) -> bool:
-    if not store.stamped(place.out / f"{job.folder}.json", _job_key(place, job), _files(place, job)):
+def _finished(place: Place, job: Job, key: str) -> bool:
+    if not store.stamped(place.out / f"{job.folder}.json", key, _files(place, job)):
         return False
     try:
         bundle.open_bundle(place.bundles / job.folder)

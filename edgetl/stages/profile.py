@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import logging
-import math
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-from edgetl import comparison, gates, measurement, raw, remote, rounds, store, throughput
 from edgetl import device as devices
+from edgetl import measurement, raw, remote, rounds, store, throughput
 from edgetl.alone import alone
 from edgetl.bundle import open_bundle, read_golden
 from edgetl.device import Device
-from edgetl.errors import BadHost, BadInput, EdgetlError, GateMissed
+from edgetl.errors import BadHost, BadInput, EdgetlError
+from edgetl.judging import judge, limits
 from edgetl.limits import limited
 from edgetl.links import LOCAL
 from edgetl.measurement import Measurement, Mode
-from edgetl.plugins import nearest
-from edgetl.recipe.plan import read_plan
-from edgetl.rounds import Measured
+from edgetl.recipe.plan import files, read_plan
+from edgetl.remote import Answer, Asked
 from edgetl.summary import Subject
+
+__all__ = ["Request", "add_throughput", "forget", "judge", "limits", "profile", "profile_all", "run_bundles"]
 
 LOG = logging.getLogger("edgetl")
 DISTINCT = 32
@@ -44,6 +45,7 @@ class Request:
     throughput: bool = False
     limit: str | None = None  # a smaller device: "memory=512MB,cpus=1"
     attach: str | None = None  # a run that was left on a device; nothing else is measured then
+    raw: bool = False  # another machine's samples are fetched too; this one's are always kept with the measurements
 
 
 def profile(
@@ -68,6 +70,10 @@ def profile(
         OutOfResources: a measuring process was killed.
 
     """
+    return _measured(bundles, device, out, Request(mode, seed, baseline))
+
+
+def _measured(bundles: Sequence[Path], device: Device, out: Path | None, request: Request) -> list[Measurement]:
     away = remote.is_remote(device)
     if not away:
         devices.require_here(device)
@@ -75,20 +81,25 @@ def profile(
             LOG.info("profile: this machine bears the name of %s, so it is measured here", device.name)
     with tempfile.TemporaryDirectory(prefix="edgetl-profile-") as scratch:
         wanted = [_subject(path, Path(scratch)) for path in dict.fromkeys(p.resolve() for p in bundles)]
-        base = None if baseline is None else _subject(baseline.resolve(), Path(scratch))
+        base = None if request.baseline is None else _subject(request.baseline.resolve(), Path(scratch))
         subjects = list({s.sha256: s for s in ([base] if base else []) + wanted}.values())
         _writable(out)
-        paths = [_path(s, device, out, f"{mode} {seed} {base.sha256 if base else None}") for s in subjects]
+        how = f"{request.mode} {request.seed} {base.sha256 if base else None}"
+        paths = [_path(s, device, out, how) for s in subjects]
         # What another machine measured is known by its own kernel and versions, which are not known here.
         found = _finished(paths) if out and not away else None
         if found is None:
             if away:  # the device sees to it that it measures one thing at a time
-                there = remote.measure(subjects, base, device, mode, seed, paths if out else None)
-                made = [Measured(one, ()) for one in there]
+                asked = Asked(base, request.mode, request.seed, request.raw)
+                made = remote.measure(subjects, device, asked, paths if out else None)
             else:
                 with alone():
-                    made = rounds.measure(subjects, base, device, mode, seed)
-            found = [_kept(one, path if out else None) for one, path in zip(made, paths, strict=True)]
+                    here = rounds.measure(subjects, base, device, request.mode, request.seed)
+                made = [Answer(one.measurement, raw.pack(one.samples) if out else None) for one in here]
+            found = [
+                raw.keep(one.measurement, one.samples, path) if out else one.measurement
+                for one, path in zip(made, paths, strict=True)
+            ]
     by_sha = {m.bundle.sha256: m for m in found}
     return [by_sha[s.sha256] for s in wanted]
 
@@ -105,12 +116,15 @@ def profile_all(where: Sequence[Path], device: str, request: Request | None = No
     request = request or Request()
     limits(request.gate)
     if request.attach:
+        _only_attach(where, device, request)
         return remote.attach(request.attach)
     found, machine = [], limited(devices.load_device(device), request.limit)
     if request.throughput and remote.is_remote(machine):
         fix = "leave out --throughput, or run the command on the device"
         raise BadInput(f"--throughput does not reach {machine.name} over {machine.link}", fix=fix)
     loose = [path for path in where if not (path / "plan.json").is_file()]
+    if request.raw and loose and request.out is None:
+        raise BadInput("--raw keeps samples beside the measurements, which go nowhere", fix="add --out DIR")
     for run in (path for path in where if path not in loose):
         found += _together(run_bundles(run), machine, run / "measurements", request)
     return found + (_together(loose, machine, request.out, request) if loose else [])
@@ -130,9 +144,9 @@ def add_throughput(
         subjects = {s.sha256: s for s in (_subject(path, Path(scratch)) for path in bundles)}
         for m in measurements:
             subject = subjects[m.bundle.sha256]
-            rates = m.throughput or throughput.sweep(subject, device, m.run.seed)
-            done.append(m.model_copy(update={"throughput": rates}))
-            for path in _files(m, subject.stem, out) if m.throughput is None else ():
+            old = m.throughput if m.throughput and m.throughput.verdict != "invalid" else None
+            done.append(m.model_copy(update={"throughput": old or throughput.sweep(subject, device, m.run.seed)}))
+            for path in _files(m, subject.stem, out) if old is None else ():
                 measurement.write(done[-1], path)
     return done
 
@@ -144,57 +158,13 @@ def run_bundles(run: Path) -> list[Path]:
         BadInput: nothing is exported.
 
     """
-    plan = read_plan(run)
-    targets = sorted(plan["targets"], key=lambda t: t["precision"] != "fp32")
-    names = (plan["reference"], *(n for n in plan["students"] if n != plan["reference"]))
-    paths = [run / "bundles" / name / f"{t['use']}-{t['precision']}" for name in names for t in targets]
+    names = [name for name, _ in files(read_plan(run))]
+    every = sorted(files(read_plan(run)), key=lambda file: (names.index(file[0]), file[1]["precision"] != "fp32"))
+    paths = [run / "bundles" / name / f"{t['use']}-{t['precision']}" for name, t in every]
     found = [path for path in paths if (path / "manifest.json").is_file()]
     if not found:
         raise BadInput(f"{run} has no bundles", fix=f"run `edgetl export {run}` first")
     return found
-
-
-def judge(where: Sequence[Path], measurements: Sequence[Measurement], gate: str | None = None) -> None:
-    """Check measurements against limits such as "p90_ms=12,peak_mb=200", and what their recipes set.
-
-    Raises:
-        GateMissed: one is above its limit, on the pessimistic end.
-        BadHost: one is invalid.
-
-    """
-    for m in measurements:
-        facts = gates.Facts(size_bytes=m.size.model_bytes, timings={m.device.profile: measurement.timing(m)})
-        for verdict in gates.judge_budget(limits(gate), facts, m.device.profile):
-            if verdict.kept is False or (verdict.kept is None and m.verdict != "invalid"):
-                raise GateMissed(f"{m.bundle.name} misses {verdict}", fix="use a smaller student, or relax the limit")
-    for run in (path for path in where if (path / "plan.json").is_file()):
-        comparison.judge(run, read_plan(run), measurements[0].device.profile)
-    for m in measurements:
-        if m.verdict == "invalid":
-            why = ", ".join(m.noise.flags) or "the median is too uncertain"
-            fix = "stop other programs, cool the machine, and measure again"
-            raise BadHost(f"the measurement of {m.bundle.name} on {m.device.profile} is invalid: {why}", fix=fix)
-
-
-def limits(gate: str | None) -> dict[str, float]:
-    """Return the budget in a text such as "p90_ms=12,peak_mb=200".
-
-    Raises:
-        BadInput: an unknown name, or no positive number.
-
-    """
-    budget = {}
-    for part in filter(None, (gate or "").split(",")):
-        name, _, value = part.partition("=")
-        if name.strip() not in gates.BUDGETS:
-            raise BadInput(f"--gate: no budget '{name.strip()}'", fix=nearest(name.strip(), gates.BUDGETS))
-        try:
-            budget[name.strip()] = float(value)
-        except ValueError as e:
-            raise BadInput(f"--gate: {part!r} has no number", fix=f"write {name.strip()}=12") from e
-        if not 0 < budget[name.strip()] < math.inf:
-            raise BadInput(f"--gate: {part!r} is no limit", fix="give a number above 0")
-    return budget
 
 
 def forget(bundles: Sequence[Path], device: Device, out: Path) -> None:
@@ -211,7 +181,7 @@ def _together(bundles: Sequence[Path], device: Device, out: Path | None, request
     if request.fresh and out:
         forget(bundles, device, out)
     base = request.baseline or bundles[0]
-    found = profile(bundles, device, out=out, mode=request.mode, seed=request.seed, baseline=base)
+    found = _measured(bundles, device, out, replace(request, baseline=base))
     return add_throughput(found, bundles, device, out) if request.throughput else found
 
 
@@ -224,16 +194,20 @@ def _writable(out: Path | None) -> None:
             raise BadHost(f"{out} cannot be written: {e.strerror}", fix="choose another folder with --out") from e
 
 
-def _kept(made: Measured, path: Path | None) -> Measurement:
-    """Write a measurement and its samples where a path is given."""
-    one = made.measurement
-    if path is None:
-        return one
-    if made.samples:
-        samples = raw.write(made.samples, path.with_suffix(".npz"))
-        one = one.model_copy(update={"latency": one.latency.model_copy(update={"samples_sha256": samples})})
-    measurement.write(one, path)
-    return one
+def _only_attach(where: Sequence[Path], device: str, request: Request) -> None:
+    """Check that nothing is asked for that a run, as it was started, cannot do any more.
+
+    Raises:
+        BadInput: something is.
+
+    """
+    kept = ("attach", "gate")
+    ignored = [f"--{f.name}" for f in fields(request) if f.name not in kept and getattr(request, f.name) != f.default]
+    ignored += ["--device"] if device != devices.LOCAL else []
+    ignored += [str(path) for path in where]
+    if ignored:
+        problem = f"--attach collects a run as it was started, without {', '.join(ignored)}"
+        raise BadInput(problem, fix=f"edgetl profile --attach {request.attach}")
 
 
 def _files(m: Measurement, stem: str, out: Path | None) -> Iterator[Path]:
@@ -246,16 +220,19 @@ def _files(m: Measurement, stem: str, out: Path | None) -> Iterator[Path]:
 def _subject(folder: Path, scratch: Path) -> Subject:
     """Check a bundle and put its golden inputs where a measuring process reads them cheaply."""
     bundle = open_bundle(folder)
-    inputs = {name: np.asarray(values)[:DISTINCT] for name, values in read_golden(bundle).inputs.items()}
+    golden = read_golden(bundle)
+    inputs = {name: np.asarray(values)[:DISTINCT] for name, values in golden.inputs.items()}
     if not inputs or not all(np.asarray(v).size for v in inputs.values()):
         raise BadInput(f"{folder}: the bundle has no golden inputs", fix="export it again")
     sha256 = measurement.identity(bundle.sums)
     path = scratch / f"{sha256}.npz"
     np.savez(path, allow_pickle=False, **inputs)
+    answers = path.with_suffix(".npy")
+    np.save(answers, golden.logits[:DISTINCT], allow_pickle=False)
     manifest = bundle.manifest
     name = measurement.stem(manifest["name"], manifest["target"], manifest["precision"])
     shapes = {key: [1, *values.shape[1:]] for key, values in inputs.items()}
-    return Subject(bundle, sha256, name, path, shapes, len(next(iter(inputs.values()))))
+    return Subject(bundle, sha256, name, path, shapes, len(next(iter(inputs.values()))), answers)
 
 
 def _path(subject: Subject, device: Device, out: Path | None, how: str) -> Path:

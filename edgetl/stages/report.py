@@ -17,7 +17,8 @@ from edgetl.measurement import Measurement
 from edgetl.overview import DASH, count, overview
 from edgetl.page import write as page
 from edgetl.page.facts import Facts, Sheet
-from edgetl.recipe.plan import read_plan
+from edgetl.page.precisions import precisions
+from edgetl.recipe.plan import files, read_plan
 from edgetl.types import Json
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ class Report:
         parts = [f"# {self.name}", _reading(self.rows), "## Accuracy and cost", accuracy]
         for device in filter(None, self.devices):
             parts += [f"## On {device}", *_device_parts(self.rows, device)]
+        if tried := precisions(self.rows):
+            parts += [f"## {tried.title}", *tried.notes, _markdown(tried.header, tried.lines)]
         parts += ["## Limits", _limits(self.rows), "## Not measured", _not_measured(self)]
         return "\n\n".join(parts) + "\n"
 
@@ -137,13 +140,13 @@ def _sheets(made: Report) -> list[Sheet]:
         found.append(Sheet(f"On {device}", notes, SPEED, [[row.title, *_speed_cells(m)] for row, m in measured]))
     limits = [[row.title, *_verdict_cells(v)] for row in made.rows for v in row.verdicts]
     units = _UNITS.replace("`", "") if limits else "The recipe sets none."
-    return [*found, Sheet("Limits", [units], LIMITS, limits)]
+    tried = precisions(made.rows)
+    return [*found, *([tried] if tried else []), Sheet("Limits", [units], LIMITS, limits)]
 
 
 def _missing(plan: Mapping[str, Json], rows: Sequence[Row]) -> tuple[str, ...]:
-    there = {row.title for row in rows}
-    names = dict.fromkeys((plan["reference"], *plan["students"]))
-    planned = [f"{name} {t['use']} {t['precision']}" for name in names for t in plan["targets"]]
+    there = {f"{row.name} {row.target} {row.asked}" for row in rows}
+    planned = [f"{name} {t['use']} {t['precision']}" for name, t in files(plan)]
     return tuple(title for title in planned if title not in there)
 
 

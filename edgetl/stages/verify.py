@@ -11,15 +11,13 @@ from numpy.typing import NDArray
 
 from edgetl.bundle import Bundle, open_bundle, open_preprocess, open_session, read_golden
 from edgetl.errors import BadInput, GateMissed
-from edgetl.evaluate import Parity, Score, agreement, answers, interval_json, parity, score
+from edgetl.evaluate import Parity, Score, agreement, answers, interval_json, parity, score, tolerance
 from edgetl.golden import Golden, read_npz
 from edgetl.intervals import Interval
 from edgetl.preprocess import Preprocess
 from edgetl.session import Session
 from edgetl.types import Array, Feed, Json
 
-FP32_LIMIT = 1e-4
-"""The largest difference of an fp32 file's logits from its torch network's, absolute or relative."""
 INPUT_LIMIT = 1e-6
 """The largest difference of a pre-processed float; integers must be equal."""
 
@@ -114,11 +112,8 @@ def _largest(a: Array, b: Array) -> float:
 def _near(golden: Golden, logits: NDArray[np.float32], bundle: Bundle) -> Parity:
     """How far the answers are from the torch network's, within the limit of the bundle's precision."""
     found = parity(golden.logits, logits)
-    limit = FP32_LIMIT
-    if bundle.manifest["precision"] != "fp32":
-        # Kernels of low precision differ between processors; the host's own difference sets the scale.
-        limit = max(limit, 2 * float(bundle.manifest["parity"]["max_rel"]))
-    if not min(found.max_abs, found.max_rel) <= limit:
+    limit = tolerance(bundle.manifest)
+    if not found.within(limit):
         problem = f"the logits are off by {found.max_abs:.3g} ({found.max_rel:.3g} relative), limit {limit:g}"
         raise GateMissed(problem, fix="try another version of the runtime, or export for this device")
     return found

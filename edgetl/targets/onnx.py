@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias, get_args
 
 from edgetl.errors import BadHost, BadInput, OutOfResources, Refused
+from edgetl.machine import cpu_features
 from edgetl.types import Feed, Json
 
 if TYPE_CHECKING:
     import onnxruntime
 
+    from edgetl.recipe.schema import Material
+
 FILE = "model.onnx"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+BITS: Mapping[str, int] = {"w8": 8, "w4": 4}
 NOWHERE = "/nonexistent/edgetl"
 """Where ONNX Runtime is told to look for external data: bundles embed their weights."""
+
+
+Precision: TypeAlias = Literal["fp32", "fp16", "int8", "int8_dynamic", "w8", "w4", "auto"]
 
 
 @dataclass(frozen=True)
@@ -26,18 +33,92 @@ class Onnx:
     """An ONNX file for ONNX Runtime."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    precisions: ClassVar[tuple[str, ...]] = get_args(Precision)
+    refuses: ClassVar[Mapping[str, str]] = {"bf16": "ONNX Runtime's CPU provider has no bf16 kernels"}
 
     use: Literal["onnx"] = "onnx"
-    precision: Literal["fp32"] = "fp32"
+    precision: Precision = "fp32"  # int8 is static, with calibrated ranges; w8 and w4 shorten only large weights
+    samples: int = 128  # of the training part, for calibration and repair
+    method: Literal["minmax", "entropy", "percentile"] = "minmax"  # how int8 finds the ranges of activations
+    operators: tuple[str, ...] = ("MatMul", "Gemm", "Conv")  # what int8 quantizes
+    reduce_range: bool | None = None  # weights of 7 bits, for x86 without VNNI; default: where this machine is one
 
-    def lower(self, base: Path, folder: Path) -> str:
-        """Write the artifact made from the base ONNX file into the folder and return its file name."""
-        shutil.copyfile(base, folder / FILE)
+    def __post_init__(self) -> None:
+        """Refuse values that make no file; a recipe reports them with its other errors."""
+        if self.samples < 1 or not self.operators:
+            raise ValueError("samples and operators must not be empty")
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether `lower` reads calibration batches: static int8 does."""
+        return self.precision == "int8"
+
+    def candidates(self, quick: Sequence[str]) -> tuple[Onnx, ...]:
+        """Return this target, or for "auto" fp32 and the two kinds of int8 where the device is quick in it.
+
+        ONNX Runtime's CPU provider has no fp16 kernels: it would convert to fp32 and back at every node.
+        """
+        if self.precision != "auto":
+            return (self,)
+        tried: tuple[Precision, ...] = ("fp32", *(("int8", "int8_dynamic") if "int8" in quick else ()))
+        return tuple(replace(self, precision=precision) for precision in tried)
+
+    def nodes(self, base: Path) -> tuple[str, ...]:
+        """Return the nodes of the base file whose precision `lower` changes."""
+        from edgetl.quantize import graph, lower
+
+        if self.precision == "fp32":
+            return ()
+        if self.precision in BITS:
+            return graph.weighted(graph.read(base), ("MatMul", "Gather"), lower.LEAST_WEIGHT)
+        return graph.working(graph.read(base), self.operators)
+
+    def lower(self, base: Path, folder: Path, material: Material) -> str:
+        """Write the artifact made from the base ONNX file into the folder and return its file name.
+
+        Raises:
+            BadInput: too few calibration samples, or a network that cannot be quantized this way.
+
+        """
+        if self.precision == "fp32":
+            shutil.copyfile(base, folder / FILE)
+            return FILE
+        from edgetl.quantize import graph, lower
+
+        if self.precision == "int8":
+            how = lower.Static(self.operators, self.method, reduce_range=self._reduces())
+            model = lower.static(base, material, how)
+        elif self.precision == "int8_dynamic":
+            model = lower.dynamic(base, material, self.operators, self._reduces(), folder)
+        elif self.precision == "fp16":
+            model = lower.half(base, material)
+        else:
+            model = lower.weights(base, material, BITS[self.precision], folder)
+        graph.write(model, folder / FILE)
         return FILE
 
+    def dtypes(self, file: Path, names: Sequence[str]) -> Mapping[str, str]:
+        """Return the precision in which a lowered file computes each of these nodes of the base file, read back."""
+        from edgetl.quantize.dtypes import dtypes
+
+        return dtypes(file, names)
+
     def session(self) -> dict[str, Json]:
-        """Return the runtime options that ship in the manifest; none: a CPU runs fp32 with the defaults."""
+        """Return the runtime options that ship in the manifest; none: a CPU runs every file with the defaults."""
         return {}
+
+    def needs(self) -> str:
+        """Return the oldest version of ONNX Runtime that reads the file.
+
+        1.20 is the first with opset 20 and IR 10 on every platform, 1.22 the first that multiplies weights of 8 bits.
+        """
+        return ">=1.22" if self.precision == "w8" else ">=1.20"
+
+    def _reduces(self) -> bool:
+        if self.reduce_range is not None:
+            return self.reduce_range
+        features = set(cpu_features())
+        return "avx2" in features and not features & {"avx512_vnni", "avx_vnni", "amx_int8"}
 
     @staticmethod
     def open(file: bytes | Path, options: Mapping[str, Json], threads: int) -> OnnxSession:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +16,7 @@ from edgetl.device import load_device, probe
 from edgetl.errors import BadHost, EdgetlError, OutOfResources, Refused
 from edgetl.links import _answers
 from edgetl.links._answers import Expected
+from edgetl.measurement import Latency
 from edgetl.stages.profile import profile
 
 EXPECTED = [Expected("a" * 64, "student", "fp32")]
@@ -115,3 +119,57 @@ def test_any_bytes_are_a_user_error(data: bytes) -> None:
 def test_numbers_and_texts_that_would_do_harm(text: str) -> None:
     with pytest.raises(Refused):
         _answers.measurements("ssh://x", "board", text.encode(), EXPECTED)
+
+
+def npz(**arrays: Any) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+INTS = np.arange(4, dtype=np.int64)
+SAMPLES = {"offsets": np.array([0, 2, 4]), "wall_ns": INTS, "cpu_ns": INTS}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"PK nothing",
+        npz(**SAMPLES, more=INTS),
+        npz(**(SAMPLES | {"wall_ns": INTS[:3]})),
+        npz(**(SAMPLES | {"cpu_ns": INTS.astype(np.float64)})),
+        npz(**(SAMPLES | {"offsets": np.array([0, 5, 4])})),
+        npz(**(SAMPLES | {"offsets": np.zeros(0, np.int64)})),
+        npz(**(SAMPLES | {"wall_ns": np.array(["x"] * 4, dtype=object)})),
+        npz(offsets=INTS),
+    ],
+)
+def test_samples_that_are_none_are_refused(latency: Latency, data: bytes) -> None:
+    good = npz(**SAMPLES)
+    _answers.check_samples("ssh://x", named(latency, good), good)
+    with pytest.raises(Refused):
+        _answers.check_samples("ssh://x", named(latency, good), data)
+    with pytest.raises(Refused):
+        _answers.check_samples("ssh://x", named(latency, data), data)
+
+
+def test_samples_that_would_fill_the_memory_are_refused(latency: Latency, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_answers, "UNPACKED_BYTES", 1 << 20)
+    data = npz(**(SAMPLES | {"wall_ns": np.zeros(1 << 18, np.int64)}))
+    assert len(data) < 1 << 14
+    with pytest.raises(Refused, match="other samples"):
+        _answers.check_samples("ssh://x", named(latency, data), data)
+
+
+@pytest.fixture
+def latency() -> Latency:
+    """The latency of four samples."""
+    values = dict.fromkeys(("p50_ms", "rel_half_width", "mean_ms", "min_ms", "max_ms", "cpu_time_p50_ms"), 1.0)
+    ends = {"p50_ci95_ms": (1, 1), "cpu_time_p50_ci95_ms": (1, 1), "p90_es_ms": None, "p99_es_ms": None}
+    rounds = {"rounds_p50_ms": [1.0, 1.0], "rounds_cpu_time_p50_ms": [1.0, 1.0], "outliers": {}}
+    return Latency.model_validate({**values, **ends, **rounds, "n": 4})
+
+
+def named(latency: Latency, data: bytes) -> Latency:
+    return latency.model_copy(update={"samples_sha256": hashlib.sha256(data).hexdigest()})

@@ -1,22 +1,26 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 
 from edgetl import measurement, remote
 from edgetl.device import load_device, probe
 from edgetl.errors import BadHost, BadInput, OutOfResources, Refused
 from edgetl.recipe import yaml12
-from edgetl.stages.profile import profile
+from edgetl.stages.profile import Request, profile, profile_all
 
 Maker = Callable[..., Path]
 SCHEMA = json.loads((Path(measurement.__file__).parent / "schemas" / "profile-result-1.json").read_text())
@@ -94,6 +98,52 @@ def test_the_command_line_attaches(board: Any, make: Maker, tmp_path: Path, monk
     assert found.returncode == 0, found.stderr
     assert json.loads(found.stdout)["measurements"][0]["device"]["link"] == board.address
     assert edgetl("--attach", "../x").returncode == 2
+
+
+def test_the_samples_come_back_when_they_are_asked_for(board: Any, make: Maker, tmp_path: Path) -> None:
+    request = Request("quick", out=tmp_path / "m", raw=True)
+    (one,) = profile_all([make("tiny", 64, 1)], write(there(board), tmp_path), request)
+    (file,) = (tmp_path / "m" / "board").glob("*.json")
+    data = file.with_suffix(".npz").read_bytes()
+    assert hashlib.sha256(data).hexdigest() == one.latency.samples_sha256
+    assert measurement.read(file) == one
+    with np.load(file.with_suffix(".npz"), allow_pickle=False) as arrays:
+        offsets, wall = arrays["offsets"], arrays["wall_ns"]
+    medians = [np.median(wall[a:b]) / 1e6 for a, b in pairwise(offsets)]
+    assert medians == pytest.approx(one.latency.rounds_p50_ms)
+    assert not board.runs()
+    with pytest.raises(BadInput, match="--raw keeps"):
+        profile_all([make("tiny", 64, 1)], write(there(board), tmp_path), Request("quick", raw=True))
+
+
+def test_a_device_without_room_is_told_before_anything_is_copied(board: Any, make: Maker) -> None:
+    board.program("df", "echo Filesystem 1024-blocks Used Available Capacity Mounted; echo /dev/x 9 8 1 99% /")
+    with pytest.raises(OutOfResources, match=r"has 0\.0 MB of disk left, and \S+ are needed"):
+        profile([make("tiny", 64, 1)], there(board), out=None, mode="quick")
+    assert not board.runs()
+    board.program("df", "echo no; exit 1")
+    assert load_device(board.address).kind == "cpu", "a device that does not say is tried"
+
+
+@pytest.mark.parametrize(
+    ("where", "device", "changes", "named"),
+    [
+        ([Path("runs/x")], "local", {}, "runs/x"),
+        ([], "rpi5", {}, "--device"),
+        ([], "local", {"throughput": True, "fresh": True}, "--fresh, --throughput"),
+        ([], "local", {"limit": "cpus=1"}, "--limit"),
+        ([], "local", {"mode": "quick"}, "--mode"),
+        ([], "local", {"out": Path("x"), "baseline": Path("y"), "raw": True}, "--baseline, --out, --raw"),
+    ],
+)
+def test_attach_refuses_what_it_would_ignore(
+    where: list[Path], device: str, changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(BadInput, match=re.escape(f"without {named}")) as error:
+        profile_all(where, device, Request(attach="0123456789abcdef", **changes))
+    assert error.value.fix == "edgetl profile --attach 0123456789abcdef"
+    with pytest.raises(BadInput, match="no run"):
+        profile_all([], "local", Request(attach="0123456789abcdef", gate="p90_ms=1"))
 
 
 def write(device: Any, folder: Path) -> str:

@@ -18,6 +18,7 @@ What is tested where:
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +29,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgetl.errors import BadInput, OutOfResources
 from edgetl.methods.optin import Optin, fast
 from edgetl.methods.optin.compensate import Sample, compensated, fit
-from edgetl.methods.optin.sampling import Sampling, distortions, fitting, gates, memory, recorded
+from edgetl.methods.optin.sampling import Memory, Sampling, distortions, fitting, gates, memory, recorded
 from edgetl.methods.optin.score import Distortion, combined, record, score, silent
 from edgetl.methods.optin.terms import Draw, divergence, manifold_distance
 from edgetl.network import cost
@@ -180,7 +182,9 @@ def test_one_unit_alone_scores_as_in_the_whole_sweep(family, drawn):
     with recorded(net, data(family), ALL) as way:
         alone = score(way, groups(net), gates(net, groups(net)), only)[group.name]
     whole = scored(net)[group.name]
-    assert (alone.manifold[0], alone.output[0]) == (whole.manifold[unit], whole.output[unit])
+    # Not to the bit: how many units share a forward decides how its sums are rounded.
+    assert alone.manifold[0] == pytest.approx(whole.manifold[unit], rel=1e-3)
+    assert alone.output[0] == pytest.approx(whole.output[unit], rel=1e-3, abs=1e-7)
 
 
 @families
@@ -377,9 +381,10 @@ def test_estimates_of_small_units_are_right_on_average():
     net = network("hf_vit", (3, 4, 24))
     for group in groups(net):
         net.names().linear(group.gate).weight.mul_(0.01)
-    exact = scored(net)
-    with recorded(net, data("hf_vit"), ALL) as way:
-        found = [fast.estimate(way, groups(net), gates(net, groups(net)), seed) for seed in range(8)]
+    single = replace(ALL, samples=1)  # of several, what one does to another is left out
+    exact = distortions(net, groups(net), data("hf_vit"), single)
+    with recorded(net, data("hf_vit"), single) as way:
+        found = [fast.estimate(way, groups(net), gates(net, groups(net)), seed) for seed in range(60)]
     for term in ("manifold", "output"):
         known = sum(getattr(d, term).sum() for d in exact.values())
         guessed = np.mean([sum(getattr(d, term).sum() for d in one.values()) for one in found])
@@ -391,26 +396,72 @@ def test_units_near_the_cut_are_as_many_as_asked(count, share, budget):
     gs = [Group(k, k, k, 0, k, (), n, 1) for k, n in (("heads", 3), ("neurons", count))]
     scores = {"heads": np.arange(3.0), "neurons": np.arange(float(count))}
     chosen = fast.near(gs, scores, {"heads": 100, "neurons": 10}, budget, share)
-    assert chosen["heads"] == [0, 1, 2]
+    assert len(set(chosen["heads"])) == (3 if share > 2 / 3 else 2)
     assert len(set(chosen["neurons"])) == math.ceil(share * count)
     assert set(chosen["neurons"]) <= set(range(count))
 
 
+@given(st.tuples(*[st.integers(0, 1000)] * 3, st.integers(1, 1000)), st.integers(1, 64), st.integers(0, 10**5))
+def test_the_batch_is_the_largest_that_keeps_the_memory(parts, asked, limit):
+    needed = Memory(*parts)
+    if needed.total(1) > limit:
+        with pytest.raises(OutOfResources, match="of 1 samples") as caught:
+            fitting(needed, asked, limit)
+        assert "memory_mb" in caught.value.fix
+        return
+    batch = fitting(needed, asked, limit)
+    assert 1 <= batch <= asked
+    assert needed.total(batch) <= limit
+    assert batch == asked or needed.total(batch + 1) > limit
+
+
 @families
-def test_the_batch_is_split_to_keep_the_memory_and_the_estimate_is_said(family, caplog, context):
+def test_the_memory_is_said_and_kept(family, caplog, context):
     net = network(family)
     needed = memory(net, groups(net), data(family), replace(ALL, tokens=768))
-    limit = needed.total(3)
-    assert [fitting(needed, 8, n) for n in (needed.total(9), limit, needed.total(1))] == [8, 3, 1]
     share = share_left(net, family, 0.5)
     caplog.set_level("INFO", "edgetl")
-    small = Optin(keep_macs=share, samples=N, batch=8, memory_mb=limit / 1e6).run(net.copy(), context(family, []))
+    exactly = needed.total(1) / 1e6
+    small = Optin(keep_macs=share, samples=N, batch=8, memory_mb=exactly).run(net.copy(), context(family, []))
     assert "MB beyond the weights" in caplog.text
-    assert "of 3 samples" in caplog.text
     assert cost.macs(small) <= cost.macs(net)
-    with pytest.raises(OutOfResources, match="of 1 samples") as caught:
-        Optin(keep_macs=share, samples=N, memory_mb=needed.total(0) / 1e6).run(net.copy(), context(family, []))
-    assert "memory_mb" in caught.value.fix
+    with pytest.raises(OutOfResources, match="memory_mb"):
+        Optin(keep_macs=share, samples=N, memory_mb=0.9 * exactly).run(net.copy(), context(family, []))
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that tensors made inside hold at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        out = op(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, torch.Tensor) and (place := tensor.untyped_storage().data_ptr()) not in self.seen:
+                self.seen.add(place)
+                self.now += (size := tensor.untyped_storage().nbytes())
+                self.most = max(self.most, self.now)
+                weakref.finalize(tensor.untyped_storage(), self.free, place, size)
+        return out
+
+    def free(self, place: int, size: int) -> None:
+        self.seen.discard(place)
+        self.now -= size
+
+
+@families
+@pytest.mark.parametrize("graph", [False, True])
+def test_the_peak_is_at_most_the_estimate_and_not_far_below(family, graph):
+    net = network(family, (3, 4, 24))
+    needed = memory(net, groups(net), data(family), ALL, graph=graph)
+    with Peak() as peak, recorded(net, data(family), ALL) as way:
+        if graph:
+            fast.estimate(way, groups(net), gates(net, groups(net)), 0)
+        score(way, groups(net), gates(net, groups(net)))
+    assert needed.total(N) / 8 < peak.most <= needed.total(N)
 
 
 def test_more_samples_to_compensate_with_than_there_are_is_an_error(context):

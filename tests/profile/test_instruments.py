@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import pytest
 
 from edgetl import instruments as shelf
 from edgetl.device import Power, probe
-from edgetl.instruments import Ina3221, Instruments, Nvml, Rapl, Readings, instruments
+from edgetl.instruments import Ina3221, Rapl, Readings, instruments
 from edgetl.measurement import Measurement
 from edgetl.stages.profile import profile
 from edgetl.summary import Surroundings
@@ -121,47 +120,3 @@ def test_energy_of_real_processes(make: Callable[..., Path], rapl: Path, monkeyp
     watts = one.energy.gross_j_per_inf / (one.latency.mean_ms / 1e3)
     assert 6 < watts < 20  # 8 W over the window, which is a little longer than its calls
     assert abs(one.energy.net_j_per_inf) < one.energy.gross_j_per_inf
-
-
-class Driver(Exception):
-    """What the library raises, which stands for it as well."""
-
-
-@pytest.fixture
-def library(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    made = SimpleNamespace(
-        NVMLError=Driver,
-        nvmlInit=lambda: None,
-        nvmlDeviceGetHandleByIndex=lambda index: index,
-        nvmlDeviceGetTotalEnergyConsumption=lambda _gpu: 5_000,
-        nvmlDeviceGetComputeRunningProcesses=lambda _gpu: [
-            SimpleNamespace(pid=7, usedGpuMemory=300), SimpleNamespace(pid=8, usedGpuMemory=None)
-        ],
-    )  # fmt: skip
-    monkeypatch.setitem(sys.modules, "pynvml", made)
-    return made
-
-
-def test_the_memory_of_a_gpu_is_that_of_the_process(library: SimpleNamespace) -> None:
-    gpu = Nvml.found()
-    assert gpu is not None
-    assert gpu.joules() == 5
-    assert (gpu.memory(7), gpu.memory(8), gpu.memory(9)) == (300, None, None)
-    seen, watch = Readings(), Instruments(None, gpu)
-    seen.take(watch, 7)
-    assert (seen.gpu_peak, watch.period_s) == (300, 0.01)
-
-    def broken(*_: object) -> None:
-        raise Driver("lost")
-
-    library.nvmlDeviceGetComputeRunningProcesses = library.nvmlDeviceGetTotalEnergyConsumption = broken
-    assert gpu.memory(7) is None
-    with pytest.raises(OSError, match="lost"):
-        gpu.joules()
-    library.nvmlInit = broken
-    assert Nvml.found() is None
-
-
-def test_gpu_memory_in_the_measurement(replay: Callable[..., Measurement]) -> None:
-    one = replay([[5] * 64] * 3, gpu_peak=300).memory
-    assert (one.gpu_peak_bytes, one.gpu_method) == (300, "nvml")

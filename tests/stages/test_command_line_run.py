@@ -81,7 +81,9 @@ def test_run_from_nothing_gives_the_bytes_of_the_functions(
     exported = edgetl("export", "--json")
     assert exported.returncode == 0, exported.stderr
     assert "run folder: runs/tiny" in exported.stderr
-    assert list(json.loads(exported.stdout)["bundles"]) == ["dense", "optin-0.6", "optin-0.4"]
+    assert list(json.loads(exported.stdout)["bundles"]) == [
+        f"{n} onnx-fp32" for n in ("dense", "optin-0.6", "optin-0.4")
+    ]
     for sums in sorted(made_run.glob("bundles/*/*/SHA256SUMS")):
         assert (tmp_path / "runs" / "tiny" / sums.relative_to(made_run)).read_text() == sums.read_text()
 

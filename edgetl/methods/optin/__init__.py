@@ -13,13 +13,18 @@ Decisions where these are silent, disagree or err:
 - one fixed draw of positions serves all units, padding left out;
 - KL(dense || silenced) at temperature 1, summed over the samples, times the constant `lambda_c`;
 - a neuron is silent after its activation, which is right for every activation;
+- channels of convolutional networks are compared as tokens are, places of the map being positions: Algorithm 1 has one
+  distance, and the released one for CNNs, between means over the batch, never ran. They are chosen by a knapsack, as
+  they have a price in every layer; see search.py;
 - MACs count everything that runs, stem and head included, and the budget is never exceeded; a layer may lose all.
 
 Beyond the paper, as options that are off by default:
+- `max_latency`: the budget is time on a device, see latency.py and limit.py; `keep_params`: it is weights.
 - `score: normalised`: the trajectory's distortion is thousands of times the output's, so that a constant weight does
   nothing; each is divided by its total over all candidates before they are added. 1 is then a weight of equals.
 - `compensate: least_squares`: see compensate.py. The result has ordinary weights.
 - `search: fast`: see fast.py. All units are ranked by gradients, and those near the cut scored exactly.
+- `token_share`: tokens are the third unit, see tokens.py. The paper's "tau" has them, its "beta" and the default not.
 - `rounds`: the score of one unit knows nothing of others that go with it. Cut in steps, of equal ratios of the MACs,
   and score what is left anew.
 """
@@ -30,103 +35,193 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from edgetl.device import load_device
 from edgetl.errors import BadInput
-from edgetl.methods.optin import fast
+from edgetl.methods.optin import bill, fast, limit, stored, tokens
+from edgetl.methods.optin.bill import Bill
 from edgetl.methods.optin.compensate import Sample, compensated
 from edgetl.methods.optin.sampling import Sampling, distortions, fitting, gates, memory, recorded
 from edgetl.methods.optin.score import Distortion, combined, score
-from edgetl.methods.optin.search import search
+from edgetl.methods.optin.search import fill
 from edgetl.network import cost
+from edgetl.network.edits import MergeTokens
 from edgetl.network.family import Group
 from edgetl.network.network import Network
-from edgetl.recipe.schema import Branches, Context, Need, Share, Step
+from edgetl.recipe.schema import Branches, Context, MaxLatency, Need, Share, Step
 from edgetl.train.batches import Data
 
 log = logging.getLogger("edgetl")
 
-SCORES = "scores.npz"
+KEEP = 0.6
+BUDGETS = ("keep_macs", "keep_params", "max_latency")
 
 
 class Optin(Step):
-    """Cut attention heads and FFN neurons down to a share of the MACs, in one shot."""
+    """Cut attention heads and FFN neurons down to a budget, in one shot."""
 
     use: Literal["optin"] = "optin"
-    keep_macs: Branches[Share] = 0.6  # share to keep of the MACs of this step's input, stem and head included
+    keep_macs: Branches[float | None] = Field(None, gt=0, le=1)  # share of the input's MACs; 0.6 without another budget
+    keep_params: Branches[float | None] = Field(None, gt=0, le=1)  # or a share of its weights
+    max_latency: Branches[MaxLatency | None] = None  # or a limit on the time of a call, measured on a device
+    token_share: float = Field(0.0, ge=0, le=1)  # share of the saved MACs that merging tokens saves; the paper's is 0.8
     samples: int = Field(128, ge=1)  # training samples to score with, labels unused
     lambda_c: float = Field(0.1, ge=0)  # weight of the output's distortion beside the trajectory's
     tokens: int = Field(768, ge=1)  # positions that the trajectory's distortion compares
     batch: int = Field(32, ge=1)  # samples in one forward: memory and speed
     score: Literal["paper", "normalised"] = "paper"  # add both distortions as they are, or as shares of their totals
     search: Literal["exact", "fast"] = "exact"  # score every unit, or rank by gradients and score those near the cut
-    rescore: Share = 0.25  # share of the neurons that the fast search scores exactly, besides all heads
+    rescore: Share = 0.02  # share of the neurons that the fast search scores exactly, besides half of the heads
     rounds: int = Field(1, ge=1, le=4)  # cut in so many steps and score what is left anew after each
     compensate: Literal["none", "least_squares"] = "none"  # fit what is left of a layer to the outputs it had
     compensation_samples: int = Field(512, ge=2)  # training samples to fit with, labels unused
     ridge: float = Field(1e-3, gt=0)  # pull of a fit to the weights as cut, as a share of the mean squared input
+    multiple: int = Field(1, ge=1)  # keep neurons and channels in multiples of this: 16 is what a CPU's kernels like
     memory_mb: float = Field(4000, gt=0)  # most memory for scoring beyond the weights; the batch is split to keep it
 
     cuts: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({"trained"})
     shared: ClassVar[bool] = True
 
+    @model_validator(mode="before")
+    @classmethod
+    def _some_budget(cls, given: Any) -> Any:
+        none = isinstance(given, Mapping) and all(given.get(name) is None for name in BUDGETS)
+        return {**given, "keep_macs": KEEP} if none else given
+
+    @field_validator("keep_params", "max_latency")
+    @classmethod
+    def _one_budget(cls, value: Any, info: ValidationInfo) -> Any:
+        for other in BUDGETS if value is not None else ():
+            if info.data.get(other) is not None:
+                raise ValueError(f"one budget at a time, and {other} is given too")
+        return value
+
+    @field_validator("token_share")
+    @classmethod
+    def _of_macs(cls, value: float, info: ValidationInfo) -> float:
+        if value and info.data.get("keep_macs") is None:
+            raise ValueError("tokens take a share of saved MACs: give keep_macs as the budget")
+        return value
+
+    def needed(self) -> frozenset[Need]:
+        """Return what these settings need: where tokens merge, blocks that can."""
+        return self.needs | {"tokens"} if self.token_share else self.needs
+
+    def devices(self) -> tuple[str, ...]:
+        """Return the device that a limit on the latency holds on."""
+        return () if self.max_latency is None else (self.max_latency.device,)
+
     def passes(self, rows: int, units: int) -> float:
         """Return about how many forward passes the scores cost: a silent unit runs half of the blocks again."""
-        each = 0.5 * units if self.search == "exact" else 0.5 * self.rescore * units + 6 * fast.DRAWS
+        each = 0.5 * units if self.search == "exact" else 0.5 * self.rescore * units + 2 * (fast.DRAWS + fast.ANSWERS)
         return self.samples * each * self.rounds
 
     def run(self, net: Network, ctx: Context) -> Network:
         """Return the network without its least important units.
 
         Raises:
-            BadInput: the share is below what cannot be cut, there are fewer training samples than asked for, or the
-                family has no heads and no neurons.
+            BadInput: the budget is below what cannot be cut, there are fewer training samples than asked for, or the
+                family has no units.
             OutOfResources: scoring needs more memory than `memory_mb`.
             Diverged: the network gives values that are not finite.
+            BadHost: the device cannot be measured.
+            GateMissed: no cut that was measured keeps the limit on the latency.
 
         """
         groups = _groups(net)
-        tokens = ctx.data.mean_tokens()
-        prices = cost.prices(net, tokens)
-        budgets = self._budgets(net, groups, prices, tokens)
-        if budgets[-1] >= sum(g.count * prices[g.name] for g in groups):
-            log.info("optin: every head and neuron is kept")
-            return net
+        self._check_groups(net, groups)
+        if self.max_latency is not None:
+            return self._within(net, ctx, self.max_latency)
+        merges = self._merges(net, groups, ctx)
+        left = self._bill(net.edit(merges), ctx)
+        budgets = self._budgets(self._bill(net, ctx).whole, groups, left)
+        if budgets[-1] >= left.units:
+            log.info("optin: every unit is kept")
+            return net.edit(merges)
         self._check_samples(len(ctx.data.rows("train")))
         cut = net
         for budget in budgets:
-            cut = self._cut(cut, budget, prices, ctx)
-            if self.compensate == "least_squares":
-                sample = Sample(self.compensation_samples, self.batch, ctx.seed)
-                cut = compensated(net, cut, ctx.data, sample, self.ridge)
-        return cut
+            cut = self._compensated(net, self._cut(cut, budget, merges, ctx), ctx)
+        return cut.edit(merges)  # last, so that units are scored and fitted where every token is in its place
 
-    def _budgets(
-        self, net: Network, groups: Sequence[Group], prices: Mapping[str, int], tokens: int | None
-    ) -> tuple[int, ...]:
-        """Return the MACs that are left for units after all that cannot be cut, round by round."""
+    def _merges(self, net: Network, groups: Sequence[Group], ctx: Context) -> tuple[MergeTokens, ...]:
+        """Return the merges that save the tokens' share of the MACs to save, none where tokens are no units."""
+        if not self.token_share or self.keep_macs is None:
+            return ()
+        self._check_samples(len(ctx.data.rows("train")))
+        planned = Sampling(self.samples, self.tokens, self.batch, seed=0)
+        batch = fitting(memory(net, groups, ctx.data, planned), self.batch, self.memory_mb * 1e6)
+        found = tokens.distortion(net, ctx, replace(planned, batch=batch))
+        saved = math.ceil(self.token_share * (1 - self.keep_macs) * cost.macs(net))
+        return tokens.merges(net, self._scores({"tokens": found})["tokens"], saved)
+
+    def _compensated(self, net: Network, cut: Network, ctx: Context) -> Network:
+        """Return a cut network with its layers fitted to the outputs they had, where asked."""
+        if self.compensate == "none":
+            return cut
+        sample = Sample(self.compensation_samples, self.batch, ctx.seed)
+        return compensated(net, cut, ctx.data, sample, self.ridge)
+
+    def _check_groups(self, net: Network, groups: Sequence[Group]) -> None:
         if not groups:
             raise BadInput(
-                f"{self.name or self.use}: family '{net.family.name}' has no heads and no neurons to cut",
-                fix="use another method for this backbone, or a transformer family such as hf_vit",
+                f"{self.name or self.use}: family '{net.family.name}' has no heads, neurons or channels to cut",
+                fix="use another method for this backbone, or a family such as hf_vit or hf_resnet",
             )
-        dense = cost.macs(net, tokens)
-        fixed = dense - sum(g.count * prices[g.name] for g in groups)
-        shares = [self.keep_macs ** (step / self.rounds) for step in range(1, self.rounds + 1)]
-        budgets = tuple(math.floor(share * dense) - fixed for share in shares)
-        if budgets[-1] < 0:
+        if any(isinstance(edit, MergeTokens) for edit in net.edits):
             raise BadInput(
-                f"{self.name or self.use}: keep_macs {self.keep_macs:g} is below the share that cannot be cut, "
-                f"{fixed / dense:.4f}",
-                fix=f"set keep_macs to {math.ceil(fixed / dense * 1e3) / 1e3:g} or more",
+                f"{self.name or self.use}: the network merges tokens already, and units behind a merge are not scored",
+                fix="cut heads and neurons in the step that merges tokens, or before it",
+            )
+
+    def _bill(self, net: Network, ctx: Context) -> Bill:
+        """Return what a network costs, in what the budget counts."""
+        return bill.macs(net, ctx.data.mean_tokens()) if self.keep_params is None else bill.weights(net)
+
+    def _budgets(self, whole: int, groups: Sequence[Group], left: Bill) -> tuple[int, ...]:
+        """Return what is left for units after all that cannot be cut, round by round."""
+        field = "keep_macs" if self.keep_params is None else "keep_params"
+        keep: float = getattr(self, field)
+        budgets = tuple(math.floor(share * whole) - left.fixed for share in self._shares(keep))
+        least = sum(g.least * left.prices[g.name] for g in groups)
+        if budgets[-1] < least:
+            stays = (left.fixed + least) / whole
+            raise BadInput(
+                f"{self.name or self.use}: {field} {keep:g} is below the share that cannot be cut, {stays:.4f}",
+                fix=f"set {field} to {math.ceil(stays * 1e3) / 1e3:g} or more",
             )
         return budgets
+
+    def _shares(self, keep: float) -> tuple[float, ...]:
+        """Return the share of the input that is left after every round."""
+        return tuple(keep ** (step / self.rounds) for step in range(1, self.rounds + 1))
+
+    def _within(self, net: Network, ctx: Context, asked: MaxLatency) -> Network:
+        """Return the network without the units that are worth least for the time they take."""
+        goal = limit.goal(self.name or self.use, asked, load_device(asked.device), net, ctx)
+        if goal.kept_uncut:
+            log.info("%s: every unit is kept", goal.step)
+            return net
+        self._check_samples(len(ctx.data.rows("train")))
+        table, cut = goal.table, net
+        for number, share in enumerate(self._shares(goal.share), 1):
+            groups = [g for g in _groups(cut) if g.name in table.times]
+            found = self._scored(cut, groups, table.prices(groups), table.budget(share), ctx)
+            pick = partial(limit.choose, groups, self._scores(found), table, multiple=self.multiple)
+            if number < self.rounds:
+                cut = cut.edit(limit.trimmed(groups, pick(share)))
+            else:
+                cut = limit.settle(goal, net, ctx, cut, pick)
+            cut = self._compensated(net, cut, ctx)
+        return cut
 
     def _check_samples(self, there: int) -> None:
         """Refuse to draw more samples than there are."""
@@ -140,13 +235,13 @@ class Optin(Step):
                     fix=f"set {field} to {there} or less",
                 )
 
-    def _cut(self, net: Network, budget: int, prices: Mapping[str, int], ctx: Context) -> Network:
-        """Return a copy of the network with as many of its best units as the budget pays for."""
-        groups = _groups(net)
-        if budget >= sum(g.count * prices[g.name] for g in groups):
+    def _cut(self, net: Network, budget: int, merges: Sequence[MergeTokens], ctx: Context) -> Network:
+        """Return a copy with as many of its best units as the budget pays for at the prices behind the merges."""
+        groups, costs = _groups(net), self._bill(net.edit(merges), ctx)
+        if budget >= costs.units:
             return net.copy()
-        scores = self._scores(self._scored(net, groups, prices, budget, ctx))
-        kept = search(groups, scores, prices, budget)
+        scores = self._scores(self._scored(net, groups, costs.prices, budget, ctx))
+        kept = fill(groups, scores, costs, budget, self.multiple)
         for group in groups:
             log.info("optin: %s: %d of %d kept", group.name, len(kept[group.name]), group.count)
         return net.edit([g.keep(kept[g.name]) for g in groups if len(kept[g.name]) < g.count])
@@ -170,12 +265,12 @@ class Optin(Step):
                 found = distortions(net, groups, ctx.data, sampling)
             else:
                 found = self._fast(net, prices, budget, ctx.data, sampling)
-            _write(folder / SCORES, found)
+            stored.write(folder, found)
 
         parts = {"network": net, "samples": self.samples, "tokens": self.tokens, "batch": batch}
         if not exact:  # what is scored exactly depends on where the cut is
             parts |= {"rescore": self.rescore, "score": self.score, "lambda_c": self.lambda_c, "budget": budget}
-        return _read(ctx.once("optin-scores", parts, make) / SCORES, groups)
+        return stored.read(ctx.once("optin-scores", parts, make), groups)
 
     def _fast(
         self, net: Network, prices: Mapping[str, int], budget: int, data: Data, sampling: Sampling
@@ -190,17 +285,7 @@ class Optin(Step):
 
 
 def _groups(net: Network) -> tuple[Group, ...]:
-    return tuple(g for g in net.family.units(net.module) if g.kind in ("heads", "neurons"))
-
-
-def _write(file: Path, found: Mapping[str, Distortion]) -> None:
-    terms = {f"{name}.manifold": d.manifold for name, d in found.items()}
-    np.savez(file, allow_pickle=False, **terms, **{f"{name}.output": d.output for name, d in found.items()})
-
-
-def _read(file: Path, groups: Sequence[Group]) -> dict[str, Distortion]:
-    with np.load(file, allow_pickle=False) as stored:
-        return {g.name: Distortion(stored[f"{g.name}.manifold"], stored[f"{g.name}.output"]) for g in groups}
+    return tuple(g for g in net.family.units(net.module) if g.kind in ("heads", "neurons", "channels"))
 
 
 PLUGIN = Optin

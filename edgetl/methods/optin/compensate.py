@@ -1,33 +1,42 @@
 """Least squares after a cut: what is left of a layer learns to answer as the whole layer did.
 
-The layers that carry units (the attention's output and the FFN's down-projection) are fitted one after another, each
-on its inputs in the network as it is cut and fitted so far, towards its outputs in the dense network:
+The layers that read units (the attention's output, the FFN's down-projection, the convolution behind channels) are
+fitted one after another, each on its inputs in the network as it is cut and fitted so far, towards its outputs in the
+dense network:
 
     argmin over W, b of  sum |W c + b - y|^2 + rho |[W, b] - [W, b] as cut|^2,   rho = ridge * mean diagonal of sum c c'
 
-in closed form, in float64, padding left out. The centred ridge is why no layer's own fit can be worse than none.
+in closed form, in float64, padding left out. A convolution is the matrix of its patches, the zeros around the map
+included. It has no bias of its own: what it would be goes into the mean that the batch normalisation behind it
+subtracts, whose other statistics stay, as the layer is fitted to the outputs that they were taken of. The centred
+ridge is why no layer's own fit can be worse than none.
 A better layer can still make a worse network: after a fit, its answers on all samples, and on those of them that no
 layer was fitted on, are compared with the dense ones, and a fit that does not help on both is taken back.
-Letters: n rows (positions of samples), C kept inputs of a layer and one for its bias, D its outputs.
+Letters: n rows (positions of samples), C kept inputs of a layer (of a convolution: times the places of a patch) and one
+for its bias, D its outputs.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgetl.errors import Diverged
 from edgetl.methods.optin.sampling import batches, by_length, placed
-from edgetl.methods.optin.score import log_p, valid
 from edgetl.methods.optin.terms import divergence
+from edgetl.methods.optin.trajectory import flat, log_p, valid
+from edgetl.network.edits import Keep
 from edgetl.network.family import Group
+from edgetl.network.names import Live
 from edgetl.network.network import Network
 from edgetl.train.batches import Data
 
@@ -35,6 +44,9 @@ log = logging.getLogger("edgetl")
 
 FITTED = 0.75
 """Share of the samples that layers are fitted on; the others only judge."""
+
+PATCHES = 8_000_000
+"""Numbers of a convolution's patches that are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +62,8 @@ class Calibration:
 class Fit:
     """How a layer is to change."""
 
-    weight: Tensor | None  # (D, kept inputs); None: the layer is only a bias
-    bias: Tensor | None  # (D,); None: the layer has none
+    weight: Tensor | None  # (D, kept inputs), of a convolution its weight's shape; None: the layer is only a bias
+    bias: Tensor | None  # (D,); None: the layer has none, and no normalisation behind it
 
 
 @dataclass(frozen=True)
@@ -80,7 +92,8 @@ def compensated(dense: Network, cut: Network, data: Data, sample: Sample, ridge:
         Diverged: a network gives values that are not finite.
 
     """
-    groups = [g for g in dense.family.units(dense.module) if g.kind in ("heads", "neurons")]
+    names = cut.names()
+    groups = [g for g in dense.family.units(dense.module) if _path(names, g) is not None]
     groups.sort(key=lambda g: (g.stage, g.kind != "heads"))
     with placed(dense.module, cut.module) as device:
         calibration = _calibration(dense, data, sample, device)
@@ -97,23 +110,75 @@ def compensated(dense: Network, cut: Network, data: Data, sample: Sample, ridge:
 
 def fit(dense: Network, cut: Network, group: Group, inputs: Sequence[Mapping[str, Tensor]], ridge: float) -> Fit:
     """Return how the layer that carries the group's units changes by least squares on these inputs."""
-    gate = cut.at(group.gate)
-    width = gate.in_features if isinstance(gate, nn.Linear) else 0
-    biased = getattr(gate, "bias", None) is not None
+    names = cut.names()
+    path = _path(names, group) or group.gate
+    whole, gate = dense.at(path), names.at(path)
+    width = _width(gate)
+    outputs = _outputs(dense, cut, group)
+    biased = _offset(names, group) is not None
     gram: Tensor | float = 0.0
     cross: Tensor | float = 0.0
     for batch in inputs:
-        target, (c, answer) = _heard(dense, group.gate, batch)[1], _heard(cut, group.gate, batch)
-        rows = valid(batch, answer.shape)
-        c = c.flatten(0, 1)[rows, :width].double()
-        c = torch.cat([c, c.new_ones(len(c), 1)], dim=1) if biased else c
-        gram = gram + c.T @ c
-        cross = cross + c.T @ (target - answer).flatten(0, 1)[rows].double()
+        target, (given, answer) = _heard(dense, whole, batch)[1], _heard(cut, gate, batch)
+        target = target if outputs is None else target[:, outputs]
+        for read, missed in _rows(gate, given, target - answer, valid(batch, answer.shape)):
+            c = torch.cat([read, read.new_ones(len(read), 1)], dim=1) if biased else read
+            gram = gram + c.T @ c
+            cross = cross + c.T @ missed
     assert isinstance(gram, Tensor)
     assert isinstance(cross, Tensor)
     rho = ridge * gram.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
     change = torch.linalg.solve(gram + rho * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), cross).T
-    return Fit(change[:, :width] if width else None, change[:, -1] if biased else None)
+    weight = change[:, :width].reshape(gate.get_parameter("weight").shape) if width else None
+    return Fit(weight, change[:, -1] if biased else None)
+
+
+def _path(names: Live, group: Group) -> str | None:
+    """Return what to fit: the layer that reads the units, what is constant in its place, or None, where nothing is."""
+    if names.has(group.gate):
+        return group.gate
+    return group.place if names.has(f"{group.place}.bias") else None
+
+
+def _outputs(dense: Network, cut: Network, group: Group) -> list[int] | None:
+    """Return which outputs of the dense layer are left, where they are channels of another group; None: all."""
+    own = {(f"{group.gate}.weight", 0), (f"{group.place}.bias", 0)}
+    left: list[int] | None = None
+    for edit in cut.edits[len(dense.edits) :]:
+        if isinstance(edit, Keep) and own & set(edit.tensors):
+            left = [i if left is None else left[i] for i in edit.indices]
+    return left
+
+
+def _offset(names: Live, group: Group) -> tuple[Tensor, int] | None:
+    """Return the tensor that moves the answers of what to fit, and its sign; None: there is none."""
+    bias = getattr(names.at(_path(names, group) or group.gate), "bias", None)
+    if isinstance(bias, Tensor):
+        return bias, 1
+    norm = f"{group.place}.norm"
+    return (names.at(norm).get_buffer("running_mean"), -1) if names.has(norm) else None
+
+
+def _width(gate: nn.Module) -> int:
+    match gate:
+        case nn.Linear():
+            return gate.in_features
+        case nn.Conv2d():
+            return gate.weight[0].numel()
+    return 0
+
+
+def _rows(gate: nn.Module, given: Tensor, missed: Tensor, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield what a layer reads, (n, width), and what its answers lack, (n, D), in float64."""
+    if isinstance(gate, nn.Conv2d):
+        padding = cast(tuple[int, ...], gate.padding)
+        most = max(1, PATCHES // (_width(gate) * missed[0, 0].numel()))
+        for some, lack in zip(torch.split(given, most), torch.split(missed, most), strict=True):
+            patches = F.unfold(some.double(), gate.kernel_size, gate.dilation, padding, gate.stride)
+            yield patches.transpose(1, 2).flatten(0, 1), flat(lack).double()
+    else:
+        lack = flat(missed)[rows].double()
+        yield (given.flatten(0, 1)[rows].double() if isinstance(gate, nn.Linear) else lack[:, :0]), lack
 
 
 def _improved(
@@ -121,16 +186,20 @@ def _improved(
 ) -> tuple[float, float] | None:
     """Fit one layer and return the network's errors; None: they are not smaller, and the layer is as it was."""
     change = fit(dense, cut, group, calibration.fitted, ridge)
-    gate = cut.at(group.gate)
-    old = {name: p.clone() for name, p in gate.named_parameters()}
-    for name, difference in (("weight", change.weight), ("bias", change.bias)):
-        if difference is not None:
-            gate.get_parameter(name).add_(difference)
+    names = cut.names()
+    moves: list[tuple[Tensor, Tensor]] = []
+    if change.weight is not None:
+        moves.append((names.at(group.gate).get_parameter("weight"), change.weight))
+    if change.bias is not None and (offset := _offset(names, group)) is not None:
+        moves.append((offset[0], offset[1] * change.bias))
+    old = [tensor.clone() for tensor, _ in moves]
+    for tensor, move in moves:
+        tensor.add_(move)
     errors = _errors(cut, calibration)
     if errors[0] < least[0] and errors[1] <= least[1]:
         return errors
-    for name, parameter in gate.named_parameters():
-        parameter.copy_(old[name])
+    for (tensor, _), before in zip(moves, old, strict=True):
+        tensor.copy_(before)
     return None
 
 
@@ -154,7 +223,7 @@ def _errors(cut: Network, calibration: Calibration) -> tuple[float, float]:
     return total, math.fsum(each[len(calibration.fitted) :])
 
 
-def _heard(net: Network, path: str, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _heard(net: Network, layer: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Return the (B, T, C) input and the (B, T, D) output of a layer in one forward."""
     heard: list[tuple[Tensor, Tensor]] = []
 
@@ -162,6 +231,6 @@ def _heard(net: Network, path: str, batch: Mapping[str, Tensor]) -> tuple[Tensor
         heard.append((args[0], out))
 
     with ExitStack() as stack:
-        stack.callback(net.at(path).register_forward_hook(hear).remove)
+        stack.callback(layer.register_forward_hook(hear).remove)
         net.logits(batch)
     return heard[0]

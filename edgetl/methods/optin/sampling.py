@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from edgetl.errors import OutOfResources
-from edgetl.methods.optin.score import Distortion, Trajectory, listen, record, score
+from edgetl.methods.optin.score import POSITIONS, Distortion, record, score
 from edgetl.methods.optin.terms import Draw
+from edgetl.methods.optin.trajectory import Trajectory, listen
 from edgetl.network.family import Group
 from edgetl.network.network import Network
 from edgetl.train.batches import Data, Rows
@@ -35,22 +37,23 @@ class Sampling:
 class Memory:
     """The peak of a scoring beyond the weights, in bytes, by what takes it."""
 
-    cached: int  # of all samples: inputs, and dense inputs of the first block, the current one and the next
+    cached: int  # of all samples: inputs, and dense states of the block in hand and those around it
     points: int  # dense and silenced outputs of all blocks at the sampled positions
+    stacked: int  # activations of as many copies of the samples as units share one forward, which is a bounded size
     sample: int  # activations of one sample: inside one block, or of all where gradients need them
 
     def total(self, batch: int) -> int:
         """Return the bytes with this many samples in one forward."""
-        return self.cached + self.points + batch * self.sample
+        return self.cached + self.points + max(self.stacked, batch * self.sample)
 
     def told(self, batch: int) -> str:
         """Return the peak and its parts in words."""
-        total, cached, points, inside = (
-            f"{n / 1e6:.3g}" for n in (self.total(batch), self.cached, self.points, batch * self.sample)
-        )
+        inside = max(self.stacked, batch * self.sample)
+        parts = (self.total(batch), self.cached, self.points, inside)
+        total, cached, points, activations = (f"{n / 1e6:.3g}" for n in parts)
         return (
             f"{total} MB beyond the weights: {cached} of inputs and block outputs, {points} of compared positions, "
-            f"{inside} of activations of {batch} samples"
+            f"{activations} of activations of {batch} samples"
         )
 
 
@@ -94,17 +97,24 @@ def memory(net: Network, groups: Sequence[Group], data: Data, sampling: Sampling
     blocks = {path: net.at(path) for path in net.family.stages(net.module)}
     longest = by_length(data, data.rows("train"))[-1:]
     one = data.batch(longest)
-    t, d = listen(net.module, net.family, blocks, one).entry.shape[1:]
+    heard = listen(net.module, net.family, blocks, one)
+    shapes = [heard.entry.shape, *heard.shapes]
+    widths = [s[1 if len(s) == 4 else -1] for s in shapes]
+    places = [math.prod(s) // w for s, w in zip(shapes, widths, strict=True)]
+    t, state, d = max(places), max(map(math.prod, shapes)), max(widths)
     heads = max((g.count for g in groups if g.kind == "heads"), default=0)
-    neurons = max((g.count for g in groups if g.kind == "neurons"), default=0)
-    if graph:
-        inside = len(blocks) * t * (11 * d + 2 * heads * t + 3 * neurons)
-    else:  # attention and feed-forward network take turns
-        inside = t * (4 * d + max(2 * heads * t, 3 * neurons))
+    # Between two layers of a block: the units of its widest gate, at every position.
+    units = max(
+        (g.count * g.width * max(places[g.stage : g.stage + 2]) for g in groups if g.kind != "heads"), default=0
+    )
+    inside = 4 * state + max(2 * heads * t * t, 3 * units)  # attention and feed-forward network take turns
+    held = len(blocks) * (12 * state + 2 * heads * t * t + 4 * units) if graph else inside
     read = sum(x.numel() * x.element_size() for x in one.values())
-    cached = sampling.samples * (3 * t * d * BYTES + read)
+    cached = sampling.samples * (BYTES * (9 * state + 2 * units) + read)
     drawn = min(sampling.tokens, sampling.samples * t)
-    return Memory(cached, 2 * len(blocks) * drawn * d * BYTES, inside * BYTES)
+    most = max(drawn, POSITIONS)
+    points = len(blocks) * d * (drawn + most + d) + most * (4 * d + min(2 * drawn, 4 * d))
+    return Memory(cached, points * BYTES, -(-POSITIONS // t) * inside * BYTES, held * BYTES)
 
 
 def fitting(needed: Memory, batch: int, limit: float) -> int:
@@ -119,7 +129,7 @@ def fitting(needed: Memory, batch: int, limit: float) -> int:
             f"scoring needs {needed.told(1)}, which is more than {limit / 1e6:g} MB",
             fix="lower samples, or raise memory_mb if this machine has more",
         )
-    return min(batch, int((limit - needed.total(0)) // max(needed.sample, 1)))
+    return min(batch, int((limit - needed.cached - needed.points) // max(needed.sample, 1)))
 
 
 def by_length(data: Data, rows: Rows) -> Rows:

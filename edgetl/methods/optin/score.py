@@ -1,8 +1,7 @@
 """How much the answer, and the way to it, change when one unit is silent.
 
-Only the blocks from the unit's own on run again: what lies before it cannot change.
-Letters: B samples, T positions, D width of the residual stream, N blocks, K sampled positions. The places of a map of
-a convolutional network, (B, D, height, width), are its positions.
+Only what lies behind the unit runs again, for as many units at once as one forward takes best.
+Letters: B samples, T positions, D width of the residual stream, N blocks, K sampled positions, C units in hand.
 """
 
 from __future__ import annotations
@@ -11,23 +10,26 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgetl.errors import BadInput, Diverged
-from edgetl.methods.optin.terms import Draw, divergence, manifold_distance
+from edgetl.methods.optin.tail import Tail, silent, tail
+from edgetl.methods.optin.terms import Draw, divergence, manifold_distance, manifold_distances
+from edgetl.methods.optin.trajectory import Batch, Trajectory, flat, listen, log_p, repeated, sampled, valid, walk
 from edgetl.network.family import Family, Group
 
 log = logging.getLogger("edgetl")
 
 EVERY = 2.0
 """Seconds between two lines of progress."""
+
+POSITIONS = 1600
+"""In one forward, or compared, up to which units share it: with fewer a core waits for Python, with more for memory."""
 
 
 @dataclass(frozen=True)
@@ -38,39 +40,45 @@ class Distortion:
     output: NDArray[np.float64]  # L_KD: KL(dense || silenced) summed over the samples (Eq. 3)
 
 
+@dataclass
+class Progress:
+    """Counts the blocks that run, and logs at most every two seconds how far the scores are."""
+
+    whole: int = 0  # blocks that one forward of the whole network for each unit would run
+    blocks: int = 0  # blocks run
+    total: int = 0  # blocks to run, and classifiers
+    done: int = 0
+    started: float = field(default_factory=time.monotonic)
+    said: float = field(default_factory=time.monotonic)
+
+    def add(self, units: int, blocks: int) -> None:
+        """Count some units, each of which ran this many blocks and the classifier."""
+        self.blocks += units * blocks
+        self.done += units * (blocks + 1)
+        now = time.monotonic()
+        if now - self.said >= EVERY:
+            left = (now - self.started) / self.done * (self.total - self.done)
+            counts = {"done": self.done, "total": self.total}
+            log.info("scores: %.0f %%, about %.0f s left", 100 * self.done / self.total, left, extra=counts)
+            self.said = now
+
+
 @dataclass(frozen=True)
-class Call:
-    """The arguments of a block besides the hidden state, as the dense network passed them."""
+class _Dense:
+    """What every unit is compared with."""
 
-    args: tuple[object, ...]
-    kwargs: Mapping[str, object]
-
-    def __call__(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """Return the (B, T, D) output of the block."""
-        out: Tensor | tuple[Tensor, ...] = block(hidden, *self.args, **self.kwargs)
-        return out[0] if isinstance(out, tuple) else out
+    trajectory: Trajectory
+    grams: tuple[Tensor, ...]  # N of (D, D), of the points
+    stacks: bool  # whether the blocks take several copies of the samples
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One batch as the dense network saw and answered it."""
+class _Way:
+    """How the units of a group are silenced."""
 
-    inputs: Mapping[str, Tensor]
-    entry: Tensor  # (B, T, D) input of the first block
-    calls: tuple[Call, ...]  # N
-    rows: tuple[Tensor, ...]  # N of (k,) sampled positions, as rows of the block's output made `flat`
-    log_p: Tensor  # (B, labels) float64
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """The dense network's way through the samples, against which every unit is compared."""
-
-    module: nn.Module
-    family: Family
-    blocks: Mapping[str, nn.Module]  # N by name, in order
-    batches: tuple[Batch, ...]
-    points: tuple[Tensor, ...]  # N of (K, D), unit vectors: outputs of the blocks at the sampled positions
+    recites: bool  # only what lies behind the gate runs again; else the whole block, for one unit after another
+    adds: bool  # the block's output moves as the gate's answer
+    blocks: int  # that run for one unit
 
 
 @torch.no_grad()
@@ -124,27 +132,38 @@ def score(
     groups: Sequence[Group],
     gates: Mapping[str, nn.Module],
     only: Mapping[str, Sequence[int]] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Distortion]:
     """Return the distortions of all units by group, or of just some of them.
 
     Args:
         trajectory: of the dense network.
         groups: whose units are silenced one by one.
-        gates: by group, the layer whose input (last axis) carries its units.
+        gates: by group, the layer whose input carries its units.
         only: by group, the units to silence; all where it is left out.
+        progress: counts the blocks that run.
 
     Raises:
         Diverged: a unit's distortion is not finite.
 
     """
-    found: dict[str, Distortion] = {}
-    depth = len(trajectory.blocks)
+    progress = progress or Progress()
     units = {g.name: range(g.count) if only is None else only[g.name] for g in groups}
-    progress = Progress(sum(len(units[g.name]) * (depth - g.stage) for g in groups))
+    groups = [g for g in groups if units[g.name]]
+    ways = _ways(trajectory, groups, gates)
+    progress.whole += len(trajectory.blocks) * sum(map(len, units.values()))
+    progress.total += sum(len(units[name]) * (way.blocks + 1) for name, way in ways.items())
+    dense = _Dense(trajectory, tuple(p.T @ p for p in trajectory.points), _stacks(trajectory))
+    found = {name: Distortion(np.zeros(0), np.zeros(0)) for name in units}
     hidden = [b.entry for b in trajectory.batches]
     for stage, block in enumerate(trajectory.blocks.values()):
         for group in (g for g in groups if g.stage == stage):
-            found[group.name] = _score_group(trajectory, group, gates[group.name], units[group.name], hidden, progress)
+            rows = []
+            for part in _chunks(dense, group, gates[group.name], ways[group.name], units[group.name], hidden):
+                rows += part
+                progress.add(len(part), ways[group.name].blocks)
+            manifold, output = np.array(rows, dtype=np.float64).T
+            found[group.name] = Distortion(manifold, output)
         hidden = [b.calls[stage](block, h) for b, h in zip(trajectory.batches, hidden, strict=True)]
     return found
 
@@ -179,129 +198,87 @@ def distort(trajectory: Trajectory, stage: int, hidden: Sequence[Tensor]) -> tup
     return manifold, output
 
 
-@contextmanager
-def silent(gate: nn.Module, group: Group, unit: int) -> Iterator[None]:
-    """Zero one unit's slice of the gate's input while open."""
-    axis = unit_axis(gate)
-
-    def zero(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x = args[0].clone()
-        x.narrow(axis, unit * group.width, group.width).zero_()
-        return (x, *args[1:])
-
-    handle = gate.register_forward_pre_hook(zero)
-    try:
-        yield
-    finally:
-        handle.remove()
+def _ways(trajectory: Trajectory, groups: Sequence[Group], gates: Mapping[str, nn.Module]) -> dict[str, _Way]:
+    """Return how the units of each group are silenced, tried on the first batch."""
+    batch, found = trajectory.batches[0], {}
+    hidden = batch.entry
+    for stage, block in enumerate(trajectory.blocks.values()):
+        after = len(trajectory.blocks) - 1 - stage
+        for group in (g for g in groups if g.stage == stage):
+            rest = tail(block, gates[group.name], batch.calls[stage], hidden)
+            recites = rest is not None and rest.repeats()
+            runs = rest is None or rest.runs or not recites
+            found[group.name] = _Way(recites, recites and rest is not None and rest.adds(), after + runs)
+        hidden = batch.calls[stage](block, hidden)
+    return found
 
 
-@dataclass
-class Progress:
-    """Logs how far the scores are and how long the rest will take, at most every two seconds."""
-
-    total: int  # runs of a block
-    done: int = 0
-    started: float = field(default_factory=time.monotonic)
-    said: float = field(default_factory=time.monotonic)
-
-    def add(self, runs: int) -> None:
-        """Count one unit, which ran this many blocks."""
-        self.done += runs
-        now = time.monotonic()
-        if now - self.said >= EVERY:
-            left = (now - self.started) / self.done * (self.total - self.done)
-            counts = {"done": self.done, "total": self.total}
-            log.info("scores: %.0f %%, about %.0f s left", 100 * self.done / self.total, left, extra=counts)
-            self.said = now
+def _stacks(trajectory: Trajectory) -> bool:
+    """Return whether two copies of the samples in one forward are answered as one is."""
+    for batch in trajectory.batches:
+        if not any(isinstance(x, Tensor) for c in batch.calls for x in (*c.args, *c.kwargs.values())):
+            continue
+        samples, h, twice = len(batch.entry), batch.entry, repeated(batch.entry, 2)
+        try:
+            for call, block in zip(batch.calls, trajectory.blocks.values(), strict=True):
+                h, twice = call(block, h), call.copied(2, samples)(block, twice)
+        except RuntimeError:  # of shapes: a table that is as long as the batch was taken for one entry per sample
+            return False
+        near = 1e-4 * float(h.abs().max())
+        if not all(torch.allclose(h, x, rtol=1e-3, atol=near) for x in torch.split(twice, samples)):
+            return False
+    return True
 
 
-def _score_group(
-    trajectory: Trajectory,
-    group: Group,
-    gate: nn.Module,
-    units: Sequence[int],
-    hidden: Sequence[Tensor],
-    progress: Progress,
-) -> Distortion:
-    rows = []
-    for unit in units:
-        with silent(gate, group, unit):
-            rows.append(distort(trajectory, group.stage, hidden))
-        if not np.isfinite(rows[-1]).all():
-            raise _diverged(f"the network without unit {unit} of {group.name}")
-        progress.add(len(trajectory.blocks) - group.stage)
-    manifold, output = np.array(rows, dtype=np.float64).reshape(-1, 2).T
-    return Distortion(manifold, output)
+def _chunks(
+    dense: _Dense, group: Group, gate: nn.Module, way: _Way, units: Sequence[int], hidden: Sequence[Tensor]
+) -> Iterator[list[tuple[float, float]]]:
+    """Yield the manifold and output distortion of the units, some at a time."""
+    block = list(dense.trajectory.blocks.values())[group.stage]
+    tails = []
+    if way.recites:
+        every = [
+            tail(block, gate, b.calls[group.stage], h) for b, h in zip(dense.trajectory.batches, hidden, strict=True)
+        ]
+        tails = [replace(rest, before={}) if way.adds else rest for rest in every if rest is not None]
+    longest = max(len(dense.trajectory.points[group.stage]), *(len(flat(h)) for h in hidden))
+    copies = max(1, POSITIONS // longest) if tails and dense.stacks else 1
+    for start in range(0, len(units), copies):
+        some = units[start : start + copies]
+        if tails:
+            rows = _stacked(dense, group, tails, some, adds=way.adds)
+        else:
+            with silent(gate, group, some[0]):
+                rows = [distort(dense.trajectory, group.stage, hidden)]
+        for unit, row in zip(some, rows, strict=True):
+            if not np.isfinite(row).all():
+                raise _diverged(f"the network without unit {unit} of {group.name}")
+        yield rows
 
 
-def walk(trajectory: Trajectory, stage: int, hidden: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the (K, D) points of the blocks from `stage` on and the (B, labels) log-probabilities of each batch."""
-    blocks = list(trajectory.blocks.values())
-    points: list[list[Tensor]] = [[] for _ in blocks[stage:]]
-    log_q = []
-    for batch, entry in zip(trajectory.batches, hidden, strict=True):
-        h = entry
-        for z in range(stage, len(blocks)):
-            h = batch.calls[z](blocks[z], h)
-            points[z - stage].append(F.normalize(flat(h)[batch.rows[z]], dim=-1))
-        log_q.append(log_p(trajectory.family.finish(trajectory.module, h, batch.inputs)))
-    return tuple(torch.cat(p) for p in points), tuple(log_q)
-
-
-def unit_axis(gate: nn.Module) -> int:
-    """Return the axis of a layer's input that carries units: channels lie before the places of a map."""
-    return 1 if isinstance(gate, nn.Conv2d) else -1
-
-
-def flat(hidden: Tensor) -> Tensor:
-    """Return the (positions, D) rows of a (B, T, D) hidden state or a (B, D, height, width) map."""
-    return (hidden.permute(0, 2, 3, 1).flatten(0, 2)) if hidden.ndim == 4 else hidden.flatten(0, 1)
-
-
-@dataclass(frozen=True)
-class Heard:
-    """One full forward of a network, and what its blocks were given and gave."""
-
-    entry: Tensor  # input of the first block
-    calls: tuple[Call, ...]  # N
-    shapes: tuple[torch.Size, ...]  # N, of the blocks' outputs
-    logits: Tensor  # (B, labels)
-
-
-def listen(module: nn.Module, family: Family, blocks: Mapping[str, nn.Module], inputs: Mapping[str, Tensor]) -> Heard:
-    """Run the network once and return how each block was called and what it gave."""
-    entries: list[Tensor] = []
-    calls: list[Call] = []
-    shapes: list[torch.Size] = []
-
-    def hear(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, object]) -> None:
-        if not calls:
-            entries.append(args[0])
-        calls.append(Call(args[1:], kwargs))
-
-    def measure(_: nn.Module, __: tuple[Tensor, ...], out: Tensor | tuple[Tensor, ...]) -> None:
-        shapes.append((out[0] if isinstance(out, tuple) else out).shape)
-
-    with ExitStack() as stack:
-        for block in blocks.values():
-            stack.callback(block.register_forward_pre_hook(hear, with_kwargs=True).remove)
-            stack.callback(block.register_forward_hook(measure).remove)
-        logits = family.logits(module, inputs)
-    return Heard(entries[0], tuple(calls), tuple(shapes), logits)
-
-
-def valid(inputs: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-    """Return the rows of a hidden state of this shape, made `flat`, that are not padding."""
-    mask = inputs.get("attention_mask")
-    if mask is not None:
-        return mask.flatten().nonzero().squeeze(1)
-    return torch.arange(math.prod(shape) // shape[1 if len(shape) == 4 else -1])
-
-
-def log_p(logits: Tensor) -> Tensor:
-    """Return (B, labels) log-probabilities in float64."""
-    return logits.double().log_softmax(dim=-1)
+def _stacked(
+    dense: _Dense, group: Group, tails: Sequence[Tail], units: Sequence[int], *, adds: bool
+) -> list[tuple[float, float]]:
+    """Return the distortions of some units, all in one forward of each batch."""
+    way, copies = dense.trajectory, len(units)
+    blocks = list(way.blocks.values())
+    first = min(group.stage + 1, len(blocks) - 1)
+    points: list[list[Tensor]] = [[] for _ in blocks]
+    output, moved = np.zeros(copies), np.zeros(copies, dtype=bool)
+    for batch, rest in zip(way.batches, tails, strict=True):
+        h, changes = rest.without(group, units, adds=adds)
+        moved |= changes
+        for z in range(group.stage, len(blocks)):
+            if z > group.stage:
+                h = batch.calls[z].copied(copies, len(batch.entry))(blocks[z], h)
+            if z >= first:
+                points[z].append(sampled(h, batch.rows[z], copies))
+        output += [divergence(batch.log_p, way.answers(batch, own)) for own in torch.split(h, len(batch.entry))]
+    manifold = np.zeros(copies)
+    for z in range(first, len(blocks)):
+        manifold += manifold_distances(torch.cat(points[z], dim=1), way.points[z], dense.grams[z]).cpu().numpy()
+    # What is nowhere in the answer of its gate changes nothing; the rest of the forward would only round differently.
+    return list(zip(np.where(moved, manifold, 0).tolist(), np.where(moved, output, 0).tolist(), strict=True))
 
 
 def _diverged(what: str) -> Diverged:

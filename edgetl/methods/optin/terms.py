@@ -31,20 +31,40 @@ class Draw:
 def manifold_distance(a: Tensor, b: Tensor) -> float:
     """Return sum((A Aᵀ - B Bᵀ)²), the squared difference of two Gram matrices of K rows.
 
-    With S = (A + B) / 2 and Δ = A - B it is 2 <ΔᵀΔ, SᵀS> + 2 <SᵀΔ, (SᵀΔ)ᵀ>: no K x K matrix, and no difference of
-    two large sums, which float32 would drown in rounding where one unit changes little.
-
     Args:
         a: (K, D)
         b: (K, D)
 
     """
-    delta, mean = a - b, (a + b) / 2
-    across = mean.T @ delta
-    total = ((delta.T @ delta) * (mean.T @ mean)).sum(dtype=torch.float64)
-    total += (across * across.T).sum(dtype=torch.float64)
+    return float(manifold_distances(a[None], b, b.T @ b)[0])
+
+
+def manifold_distances(changed: Tensor, dense: Tensor, gram: Tensor) -> Tensor:
+    """Return sum((A Aᵀ - B Bᵀ)²) of each A, in float64, (C,).
+
+    With S = (A + B) / 2 and Δ = A - B the difference is Δ Sᵀ + S Δᵀ, which loses nothing where A is close to B, as a
+    difference of two large matrices would in float32. Its square is 2 <ΔᵀΔ, SᵀS> + 2 <SᵀΔ, (SᵀΔ)ᵀ>, which is cheaper
+    than K x K matrices where K > 2 D.
+
+    Args:
+        changed: C of A, (C, K, D).
+        dense: B, (K, D).
+        gram: BᵀB, (D, D), the same for every A.
+
+    """
+    delta = changed - dense
+    k, width = dense.shape
+    if k <= 2 * width:
+        half = delta @ (dense + delta / 2).mT
+        total = (half + half.mT).square().sum(dim=(1, 2), dtype=torch.float64)
+    else:
+        square, across = delta.mT @ delta, dense.T @ delta
+        means = gram + (across + across.mT) / 2 + square / 4
+        across = across + square / 2
+        total = 2 * (square * means).sum(dim=(1, 2), dtype=torch.float64)
+        total += 2 * (across * across.mT).sum(dim=(1, 2), dtype=torch.float64)
     # Not max(): a value that is not finite must stay one.
-    return float((2 * total).clamp(min=0))
+    return total.clamp(min=0)
 
 
 def divergence(log_p: Tensor, log_q: Tensor) -> float:

@@ -1,0 +1,183 @@
+"""ResNets for small images, with shortcuts that have no weights (He et al. 2016, arXiv 1512.03385, section 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, cast
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgetl.errors import BadInput
+from edgetl.families._channels import ConvNorm, Convolutional, initialise, noise
+from edgetl.families._sizes import checked, complete, pick
+from edgetl.network.family import Layout, Prep
+from edgetl.network.names import live, to_canonical
+from edgetl.network.saved import saved_prep
+from edgetl.network.source import is_weights, locate, read_config, read_shapes
+from edgetl.strict import Strict
+from edgetl.types import Json
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""What published weights were trained with, here as everywhere: ImageNet's, not CIFAR-10's."""
+
+
+class ResNetSizes(Strict):
+    """Sizes of the network; three stages of equally many blocks, each stage twice as wide as the one before."""
+
+    model_type: Literal["resnet_cifar"] = "resnet_cifar"
+    depth: int = Field(20, ge=8, le=1202)  # layers with weights: 6 n + 2 for n blocks in a stage
+    channels: int = Field(16, ge=1, le=4096)  # of the first stage
+    stem_stride: Literal[1, 2] = 1
+    num_channels: int = Field(3, ge=1, le=256)
+    image_size: int = Field(32, ge=4, le=8192)
+
+
+class Shrink(nn.Module):
+    """The shortcut where the shape changes: every second place, and channels of zeros on both sides (option A)."""
+
+    def __init__(self, ins: int, outs: int) -> None:
+        super().__init__()
+        self.added = (outs - ins) // 2, outs - ins - (outs - ins) // 2
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return (B, outs, height / 2, width / 2) of `hidden` (B, ins, height, width)."""
+        return functional.pad(hidden[:, :, ::2, ::2], (0, 0, 0, 0, *self.added))
+
+
+class Block(nn.Module):
+    """Two convolutions, and a shortcut around them."""
+
+    def __init__(self, ins: int, outs: int, stride: int) -> None:
+        super().__init__()
+        self.first = ConvNorm(ins, outs, 3, stride)
+        self.second = ConvNorm(outs, outs, 3, act=False)
+        self.shortcut = nn.Identity() if ins == outs else Shrink(ins, outs)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the (B, outs, height / stride, width / stride) map of `hidden` (B, ins, height, width)."""
+        return functional.relu(self.second(self.first(hidden)) + self.shortcut(hidden))
+
+
+class ResNet(nn.Module):
+    """A convolution, three stages of blocks, the mean over all places and a linear classifier."""
+
+    def __init__(self, sizes: ResNetSizes, labels: int) -> None:
+        super().__init__()
+        widths = [sizes.channels * factor for factor in (1, 2, 4)]
+        self.stem = ConvNorm(sizes.num_channels, widths[0], 3, sizes.stem_stride)
+        stages, ins = {}, widths[0]
+        for number, outs in enumerate(widths, 1):
+            blocks = [Block(ins if i == 0 else outs, outs, 1 if i or number == 1 else 2) for i in range(_each(sizes))]
+            stages[str(number)], ins = nn.Sequential(*blocks), outs
+        self.layers = nn.ModuleDict(stages)
+        self.head = nn.Linear(widths[-1], labels)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Return the (B, labels) answer to images (B, C, height, width)."""
+        hidden = self.stem(pixel_values)
+        for stage in self.layers.values():
+            hidden = stage(hidden)
+        return self.answer(hidden)
+
+    def answer(self, hidden: Tensor) -> Tensor:
+        """Return the (B, labels) answer from the last block's output."""
+        return cast(Tensor, self.head(hidden.mean((2, 3))))
+
+
+PARTS = {"first.conv": "conv1", "first.norm": "bn1", "second.conv": "conv2", "second.norm": "bn2"}
+
+
+class ResNetCifar(Convolutional):
+    """ResNet-20, -32, -44, -56, ... for images such as CIFAR-10's."""
+
+    name = "resnet_cifar"
+    data = "image"
+    names = (
+        Layout((("stem", "stem"), ("layers", "layers"), ("head", "head"))),
+        Layout(
+            (
+                *((f"layers.{{}}.{{}}.{ours}", f"layer{{}}.{{}}.{theirs}") for ours, theirs in PARTS.items()),
+                *(("stem.conv", "conv1"), ("stem.norm", "bn1"), ("head", "linear")),
+            )
+        ),
+    )
+    parts = ("first", "second")
+
+    def config(self, source: str | Mapping[str, Json], labels: int) -> Json:
+        """Return the sizes of a source, complete; see `ResNetSizes` for the keys of a mapping."""
+        given = self._read(source) if isinstance(source, str) else source
+        sizes = checked(ResNetSizes, given, self.name)
+        if (sizes.depth - 2) % 6:
+            raise BadInput(
+                f"{self.name}: a depth of {sizes.depth} is not 6 n + 2", fix="choose 8, 14, 20, 32, 44, 56, 110 ..."
+            )
+        return complete(sizes, labels)
+
+    def _read(self, source: str) -> dict[str, Json]:
+        where = locate(source)
+        if is_weights(where):
+            return self._measured(where)
+        config = read_config(where)
+        if config.get("model_type") != self.name:
+            kind = config.get("model_type")
+            raise BadInput(f"{source} is a '{kind}' model, not a {self.name}", fix="choose the family that reads it")
+        return pick(ResNetSizes, config)
+
+    def _measured(self, file: Path) -> dict[str, Json]:
+        """Return the sizes that the weights of a bare file show."""
+        shapes = read_shapes(file)
+        known = {
+            to_canonical(self.names[1], name) or to_canonical(self.names[0], name): s for name, s in shapes.items()
+        }
+        stem = known.get("stem.conv.weight", ())
+        blocks = sum(1 for name in known if name is not None and name.endswith(".first.conv.weight"))
+        if len(stem) != 4 or not blocks:
+            raise BadInput(f"{file} holds no weights of a {self.name}", fix="choose the family that reads it")
+        return {"depth": 2 * blocks + 2, "channels": stem[0], "num_channels": stem[1]}
+
+    def prep(self, source: str | Mapping[str, Json], config: Json) -> Prep:
+        """Return size and channels, and for weights from elsewhere the mean and deviation they were trained with."""
+        size, channels = (int(config["image_size"]),) * 2, int(config["num_channels"])
+        if not isinstance(source, str):
+            return Prep(size=size, channels=channels)
+        found = saved_prep(locate(source))
+        colour = channels == len(MEAN)
+        return found or Prep(size, channels, MEAN if colour else None, STD if colour else None)
+
+    def build(self, config: Json) -> nn.Module:
+        """Return the module with weights from torch's current random state, in eval mode, uncut."""
+        module = ResNet(checked(ResNetSizes, config, self.name), config["num_labels"]).eval()
+        initialise(live(self, module))
+        return module
+
+    def example(self, config: Json, batch: int) -> dict[str, Tensor]:
+        """Return normal noise as `pixel_values` (B, C, height, width)."""
+        return noise(config, batch)
+
+    def logits(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the (B, labels) answer."""
+        return cast(Tensor, module(inputs["pixel_values"]))
+
+    def finish(self, module: nn.Module, hidden: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the (B, labels) answer from the last block's output (B, C, height, width)."""
+        return cast(ResNet, module).answer(hidden)
+
+    def stages(self, module: nn.Module) -> tuple[str, ...]:
+        """Return the blocks."""
+        stages = cast(ResNet, module).layers.items()
+        return tuple(f"layers.{number}.{i}" for number, stage in stages for i in range(len(cast(nn.Sequential, stage))))
+
+    def past(self, holder: nn.Module, made: Tensor) -> Tensor:
+        """Return the map behind norm and activation."""
+        part = cast(ConvNorm, holder)
+        return cast(Tensor, part.act(part.norm(made)))
+
+
+def _each(sizes: ResNetSizes) -> int:
+    return (sizes.depth - 2) // 6
+
+
+PLUGIN = ResNetCifar()

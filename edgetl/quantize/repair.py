@@ -1,0 +1,144 @@
+"""Files of lower precision, whose worst nodes are given back to float until the gates hold. [host: onnx]
+
+A node's sensitivity is the KL divergence of the answers from the fp32 file's when that node alone is lowered.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetl import plugins
+from edgetl.errors import BadInput, GateMissed, Refused
+from edgetl.quantize.bar import Bar
+from edgetl.recipe.schema import Material, Target
+from edgetl.session import Session
+from edgetl.types import Feed
+
+MOST_FLOAT = 0.5
+"""With a larger share of its nodes in float, a file of lower precision has lost its point."""
+
+MOST_BATCHES = 4
+"""Calibration batches that a node's sensitivity is measured on."""
+
+log = logging.getLogger("edgetl")
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A file made from a base ONNX file, in a folder of its own."""
+
+    target: Target
+    file: Path
+    given_back: tuple[str, ...] = ()  # nodes that repair left in float, the worst first
+    missed: str = ""  # the gates that it misses on the validation samples, in words
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How one file is made again and again with other nodes in float."""
+
+    target: Target
+    base: Path
+    folder: Path
+    material: Material
+    bar: Bar
+
+    def make(self, floats: Sequence[str]) -> Lowered:
+        """Return the file with these nodes in float, in the place of the last one."""
+        material = replace(self.material, floats=frozenset(floats))
+        file = self.folder / self.target.lower(self.base, self.folder, material)
+        session = self.target.open(file, self.target.session(), self.bar.practice.threads)
+        try:
+            missed = "; ".join(map(str, self.bar.missed(self.bar.practice.answers(session))))
+        except GateMissed as e:  # the answers are not even numbers
+            missed = e.problem
+        finally:
+            session.close()
+        return Lowered(self.target, file, tuple(floats), missed)
+
+
+def lowered(target: Target, base: Path, folder: Path, material: Material, bar: Bar | None) -> Lowered:
+    """Return the file for a target, repaired where it misses a gate on the validation samples.
+
+    Without a bar, or where giving back half the nodes does not help, it is the file as it was made first.
+
+    Raises:
+        BadInput: the network cannot be lowered, or too few samples calibrate it.
+
+    """
+    if bar is None or target.precision == "fp32":
+        return Lowered(target, folder / target.lower(base, folder, material))
+    attempt = Attempt(target, base, folder, material, bar)
+    first = attempt.make(())
+    if not first.missed or not target.nodes(base):
+        return first
+    named = f"{target.use} {target.precision}"
+    log.warning("%s misses on validation samples: %s; nodes are given back to float", named, first.missed)
+    order = [name for name, _ in sensitivity(target, base, material, bar.practice.threads)]
+    most = int(MOST_FLOAT * len(order))
+    count = _fewest(attempt, order, most)
+    made = attempt.make(order[: count or 0])  # the last one tried need not be the one found
+    if count is None:
+        log.warning("%s cannot be repaired with %d of its %d nodes in float", named, most, len(order))
+        return replace(
+            made, missed=f"{made.missed} (nor is it kept with the {most} worst of {len(order)} nodes in float)"
+        )
+    log.warning("%s keeps the gates with these nodes in float: %s", named, ", ".join(made.given_back))
+    return made
+
+
+def sensitivity(target: Target, base: Path, material: Material, threads: int) -> list[tuple[str, float]]:
+    """Return every node that the target lowers with the KL divergence that it alone causes, the largest first."""
+    nodes, feeds = target.nodes(base), material.calibration[:MOST_BATCHES]
+    wanted = _logits(plugins.find("targets", "onnx").open(base, {}, threads), feeds)
+    found = {}
+    for done, name in enumerate(nodes, 1):
+        alone = replace(material, floats=frozenset(nodes) - {name})
+        with tempfile.TemporaryDirectory(prefix="edgetl-node-") as scratch:
+            try:
+                file = Path(scratch) / target.lower(base, Path(scratch), alone)
+                found[name] = divergence(wanted, _logits(target.open(file, target.session(), threads), feeds))
+            except (BadInput, Refused):
+                found[name] = float("inf")
+        log.info("sensitivity of %s  %.3g", name, found[name], extra={"done": done, "total": len(nodes)})
+    return sorted(found.items(), key=lambda item: -item[1])
+
+
+def divergence(wanted: NDArray[np.float32], answers: NDArray[np.float32]) -> float:
+    """Return the mean KL divergence of (n, K) logits from others, in nats; endless where one is not finite."""
+    if not np.isfinite(answers).all():
+        return float("inf")
+    p, q = _log_softmax(wanted), _log_softmax(answers)
+    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+
+
+def _fewest(attempt: Attempt, order: Sequence[str], most: int) -> int | None:
+    """Return how many of the worst nodes have to be float, found by doubling and then by bisection."""
+    low, high = 0, 1
+    while high <= most and attempt.make(order[:high]).missed:
+        low, high = high, min(2 * high, most) if high < most else most + 1
+    if high > most:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if attempt.make(order[:middle]).missed else (low, middle)
+    return high
+
+
+def _logits(session: Session, feeds: Sequence[Feed]) -> NDArray[np.float32]:
+    try:
+        return np.concatenate([np.asarray(session.run(feed)["logits"], np.float32) for feed in feeds])
+    finally:
+        session.close()
+
+
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
