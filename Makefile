@@ -40,7 +40,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@echo "making $(VENV): a few minutes, once"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q torch==2.13.0
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[compress,data,report,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[compress,data,report,openvino,trt-rtx,dev]'
 	@touch $@
 
 .venv-4.57/ready: pyproject.toml constraints-4.57.txt

@@ -30,11 +30,13 @@ import torch
 from _results import Row, finished, keep
 from repeatability import cell, subject
 
-from edgetl import intervals, store, summary
+from edgetl import intervals, store
 from edgetl.dataset import open_data
 from edgetl.device import Device, probe
 from edgetl.machine import cpu_model, usable_cpus
-from edgetl.measurement import Measurement
+from edgetl.measure import summary
+from edgetl.measure.measurement import Measurement
+from edgetl.measure.rounds import Bench, Effort, Samples, interleave, pinned
 from edgetl.methods.optin import Optin
 from edgetl.methods.optin.latency import Table, measured, sizes
 from edgetl.network import cost
@@ -42,7 +44,6 @@ from edgetl.network.network import Network, load
 from edgetl.recipe.load import find
 from edgetl.recipe.read import read
 from edgetl.recipe.schema import Context, MaxLatency
-from edgetl.rounds import Bench, Effort, Samples, interleave, pinned
 from edgetl.stages import latency
 from edgetl.stages.compress import compress
 from edgetl.train.batches import Data

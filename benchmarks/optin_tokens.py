@@ -30,14 +30,15 @@ from numpy.typing import NDArray
 from optin import once, percent
 from repeatability import cell, subject
 
-from edgetl import intervals, plugins, summary
+from edgetl import intervals, plugins
 from edgetl.device import probe
 from edgetl.machine import cpu_model, usable_cpus
+from edgetl.measure import summary
+from edgetl.measure.rounds import Bench, Effort, Samples, interleave, pinned
 from edgetl.methods.optin import Optin
 from edgetl.network import cost
 from edgetl.network.network import Network, load
 from edgetl.recipe.schema import Context
-from edgetl.rounds import Bench, Effort, Samples, interleave, pinned
 from edgetl.stages import latency
 from edgetl.train.batches import Data
 

@@ -23,13 +23,14 @@ from pathlib import Path
 import numpy as np
 from _results import Row, finished, keep
 
-from edgetl import comparing, intervals, summary
+from edgetl import intervals
 from edgetl.bundle import open_bundle, read_golden
 from edgetl.device import probe
 from edgetl.machine import cpu_model, usable_cpus
-from edgetl.measurement import identity
-from edgetl.rounds import Bench, Effort, Samples, interleave, pinned
-from edgetl.summary import Subject
+from edgetl.measure import comparing, summary
+from edgetl.measure.measurement import identity
+from edgetl.measure.rounds import Bench, Effort, Samples, interleave, pinned
+from edgetl.measure.summary import Subject
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "benchmarks"

@@ -110,7 +110,7 @@ def check(net: Network, trial: Trial, lowered: Lowered, out: Path, facts: Mappin
 
     """
     target = lowered.target
-    session = target.open(lowered.file, target.session(), torch.get_num_threads())
+    session = target.judge(lowered.file, torch.get_num_threads())
     try:
         answers = evaluate.answers(session, trial.preprocess, trial.heads)
         parity = _parity(net, trial, session, (np.load(out / "logits.npy"), answers))
@@ -121,7 +121,7 @@ def check(net: Network, trial: Trial, lowered: Lowered, out: Path, facts: Mappin
         problem = f"{facts['name']}: parity {parity['max_rel']:.2g} of the largest answer, limit {TOLERANCE:g}"
         raise GateMissed(problem, fix=fix)
     manifest = {**describe(net, trial, lowered, out / "base.onnx"), "name": facts["name"]}
-    manifest |= {"parity": parity, "accuracy": _accuracy(net, trial, answers)}
+    manifest |= {"parity": parity, "accuracy": _accuracy(net, trial, answers, session.provider)}
     manifest["provenance"] |= facts["provenance"]
     return Checked(lowered, answers, manifest)
 
@@ -146,14 +146,15 @@ def _parity(net: Network, trial: Trial, session: Session, whole: tuple[NDArray[n
         found.append(evaluate.parity(torch_answers(net, trial, few, size)[: len(answers)], answers))
     worst = max(found, key=lambda p: p.max_rel)
     agreement = evaluate.interval_json(evaluate.agreement(*whole))
-    more = {"n": trial.n, "batches": list(PARITY_BATCHES), "where": "export host"}
+    more = {"n": trial.n, "batches": list(PARITY_BATCHES), "where": "export host", "provider": session.provider}
     return {**asdict(worst), "agreement": agreement, **more}
 
 
-def _accuracy(net: Network, trial: Trial, answers: NDArray[np.float32]) -> Json:
+def _accuracy(net: Network, trial: Trial, answers: NDArray[np.float32], provider: str) -> Json:
     if trial.y is None:
         return None
-    return {**evaluate.score(answers, trial.y, net.labels).to_json(), "where": "export host"}
+    score = evaluate.score(answers, trial.y, net.labels).to_json()
+    return {**score, "where": "export host", "provider": provider}
 
 
 def _golden(net: Network, trial: Trial) -> Golden:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgetl import plugins, versions
+from edgetl import extras, plugins, versions
 from edgetl.errors import BadHost, BadInput, OutOfResources, Refused
 from edgetl.golden import Golden, dump, parse
 from edgetl.manifest import GOLDEN, MANIFEST, SCHEMA_VERSION, check
@@ -112,7 +112,7 @@ def open_session(bundle: Bundle, threads: int = 1) -> Session:
     try:
         installed = target.runtime()
     except ImportError as error:
-        fix = f'pip install "{runtime["name"]}{runtime["needs"]}"'
+        fix = extras.install(runtime["name"]) or f'pip install "{runtime["name"]}{runtime["needs"]}"'
         raise BadHost(f"{runtime['name']} is not installed or broken: {error}", fix=fix) from error
     if not versions.fits(installed.split()[-1], runtime["needs"]):
         fix = f'pip install --upgrade "{runtime["name"]}{runtime["needs"]}"'

@@ -145,9 +145,10 @@ def profile(where: Annotated[list[Path] | None, typer.Argument(help="a run, or b
             plugins: Plugins = None) -> None:  # fmt: skip
     """Measure latency, memory and cold start on a device, interleaved, in processes of their own, without torch."""
     console.start(verbose, quiet, plugins)
-    from edgetl import explained, measured
-    from edgetl.measurement import read
-    from edgetl.rounds import mode_named
+    from edgetl.explain import explained
+    from edgetl.measure import measured
+    from edgetl.measure.measurement import read
+    from edgetl.measure.rounds import mode_named
     from edgetl.stages.explain import explain as stage
     from edgetl.stages.profile import Request, judge, profile_all
     from edgetl.stages.run import newest

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl import evaluate, gates, measurement, store
+from edgetl import evaluate, gates, store
 from edgetl.bundle import Bundle, open_bundle
 from edgetl.errors import GateMissed, Refused
 from edgetl.evaluate import Score, interval_json
 from edgetl.gates import Facts, Verdict
 from edgetl.intervals import Interval
-from edgetl.measurement import Measurement
+from edgetl.measure import measurement
+from edgetl.measure.measurement import Measurement
 from edgetl.recipe.plan import files
 from edgetl.types import Json
 

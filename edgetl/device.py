@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 import psutil
 from pydantic import Field, ValidationError, field_validator
 
-from edgetl import gpu, machine, shipped, versions
+from edgetl import machine, shipped, versions
 from edgetl.errors import BadHost, BadInput, BadInputs
 from edgetl.links._ssh_address import SSH, parse
+from edgetl.measure import gpu
 from edgetl.plugins import nearest
 from edgetl.recipe import yaml12
 from edgetl.strict import Strict
@@ -217,13 +218,12 @@ def read_device(path: Path) -> Device:
 def probe() -> Device:
     """Return this machine as a device: one thread, all usable cores, since one thread can be timed on a shared host."""
     features = machine.cpu_features()
-    quick = [name for name, needs in _QUICK.items() if needs & set(features)]
     return Device(
         name=LOCAL,
         arch=Arch(isa=platform.machine(), cpu=cpu_model(), features=features, cache_bytes=machine.cache_bytes()),
         threads=1,
         cpus=usable_cpus(),
-        precisions=("fp32", *quick),
+        precisions=("fp32", *machine.quick(features)),
         memory=Memory(total_bytes=psutil.virtual_memory().total),
         notes="probed; give a device file for other thread counts",
     )
@@ -270,8 +270,6 @@ def fingerprint(device: Device, runtime: str) -> str:
 
 
 _SAME_ISA = {"amd64": "x86_64", "arm64": "aarch64"}
-_QUICK = {"fp16": {"asimdhp"}, "int8": {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}}
-"""The instructions with which a processor computes faster in a precision than in fp32."""
 
 
 def _wrong(path: Path, error: Any) -> BadInput:

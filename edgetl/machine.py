@@ -5,13 +5,22 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 _CPU = Path("/sys/devices/system/cpu")
 _KNOWN_FEATURES = frozenset(
-    {"avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16", "asimd", "asimddp", "asimdhp"}
+    {"avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8"}
+    | {"asimd", "asimddp", "asimdhp", "bf16"}
 )
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+QUICK = {
+    "fp16": {"asimdhp"},
+    "bf16": {"avx512_bf16", "amx_bf16", "bf16"},
+    "int8": {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"},
+}
+"""The instructions with which a processor computes faster in a precision than in fp32."""
 
 
 def cpu_model() -> str:
@@ -89,3 +98,8 @@ def _text(path: Path) -> str | None:
         return path.read_text("ascii").strip()
     except OSError:
         return None
+
+
+def quick(features: Iterable[str]) -> tuple[str, ...]:
+    """Return the precisions in which a processor with these features computes faster than in fp32."""
+    return tuple(name for name, needs in QUICK.items() if needs & set(features))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgetl.comparison import Row
 from edgetl.intervals import Interval
-from edgetl.measurement import Measurement
+from edgetl.measure.measurement import Measurement
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from edgetl import raw, store
+from edgetl import store
 from edgetl._agent import BEGIN, PYTHON
 from edgetl.device import Device, require_here
 from edgetl.errors import BadHost, EdgetlError, OutOfResources, Refused
@@ -29,9 +29,10 @@ from edgetl.links._answers import RAW_BYTES, RESULT_BYTES, Expected
 from edgetl.links._notes import Remote
 from edgetl.links._package import CORE, package
 from edgetl.links._talk import Lost, ask, lines, send
-from edgetl.measurement import Measurement, Mode
+from edgetl.measure import raw
+from edgetl.measure.measurement import Measurement, Mode
+from edgetl.measure.summary import Subject
 from edgetl.sealed import SUMS
-from edgetl.summary import Subject
 from edgetl.types import Json
 
 LOG = logging.getLogger("edgetl")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from edgetl import containers, limits
 from edgetl.device import probe
 from edgetl.errors import BadHost, BadInput, OutOfResources
-from edgetl.limits import Group, enclosed, limited
+from edgetl.measure import containers, limits
+from edgetl.measure.limits import Group, enclosed, limited
 
 
 def test_a_limited_device_says_so_in_its_name() -> None:

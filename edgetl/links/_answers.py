@@ -18,7 +18,7 @@ from edgetl.device import Device
 from edgetl.errors import MEASURING, BadHost, EdgetlError, Refused
 from edgetl.golden import read_npz
 from edgetl.links import plain
-from edgetl.measurement import Latency, Measurement
+from edgetl.measure.measurement import Latency, Measurement
 from edgetl.types import Json
 
 RESULT_BYTES, RAW_BYTES, UNPACKED_BYTES = 8 << 20, 256 << 20, 1 << 30
@@ -86,7 +86,7 @@ def measurements(address: str, machine: str, data: bytes, expected: Sequence[Exp
 
 
 def check_samples(address: str, latency: Latency, data: bytes) -> None:
-    """Check that a file holds the samples of a measurement, as `edgetl.raw` packs them.
+    """Check that a file holds the samples of a measurement, as `edgetl.measure.raw` packs them.
 
     Raises:
         Refused: it does not, or it would unpack to more than they take.

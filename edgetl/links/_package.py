@@ -6,7 +6,7 @@ import io
 import zipfile
 from pathlib import Path
 
-HOST = ("network", "train", "methods", "losses", "families", "data", "shipped_data")
+HOST = ("network", "quantize", "train", "methods", "losses", "families", "data", "shipped_data")
 """Folders that no device needs."""
 
 CORE = {

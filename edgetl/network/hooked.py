@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from edgetl.explain.onnx_graph import Graph
 from edgetl.network.names import ROOT, places
 from edgetl.network.network import Network
-from edgetl.onnx_graph import Graph
 from edgetl.types import Array, Feed
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgetl.comparison import Row
 from edgetl.intervals import Interval
-from edgetl.measurement import Measurement
+from edgetl.measure.measurement import Measurement
 from edgetl.types import Json
 
 

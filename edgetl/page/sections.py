@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from edgetl import __version__
 from edgetl.comparison import Row
 from edgetl.gates import Verdict
-from edgetl.measurement import Measurement
+from edgetl.measure.measurement import Measurement
 from edgetl.overview import count
 from edgetl.page import markup
 from edgetl.page.facts import Facts, Sheet, compared_time, measured

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from edgetl import explained, measurement
-from edgetl.explained import Explained, Part
+from edgetl.explain import explained
+from edgetl.explain.explained import Explained, Part
+from edgetl.measure import measurement
 from edgetl.page import markup
 from edgetl.page.facts import Facts
 from edgetl.page.markup import Markup

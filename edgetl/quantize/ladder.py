@@ -13,7 +13,7 @@ from edgetl.device import Device
 from edgetl.errors import BadHost, OutOfResources
 from edgetl.evaluate import interval_json
 from edgetl.intervals import Interval
-from edgetl.measurement import Measurement
+from edgetl.measure.measurement import Measurement
 from edgetl.stages.profile import profile
 from edgetl.types import Json
 

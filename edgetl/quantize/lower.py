@@ -62,7 +62,8 @@ def static(base: Path, material: Material, how: Static) -> onnx.ModelProto:
     quantizer = QDQQuantizer(
         *(model, True, how.reduce_range, QuantType.QInt8, activation),
         *(_tensors(found), names, [], list(how.operators)),
-        {"ActivationSymmetric": how.symmetric, "WeightSymmetric": True},
+        # TensorRT dequantizes no 32 bit integers, which biases would be
+        {"ActivationSymmetric": how.symmetric, "WeightSymmetric": True, "QuantizeBias": not how.symmetric},
     )
     with _quietly(base):
         quantizer.quantize_model()

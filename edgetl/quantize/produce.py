@@ -12,7 +12,7 @@ import numpy as np
 
 from edgetl import artifact, device, store
 from edgetl.artifact import Checked, Trial
-from edgetl.errors import BadInput, Refused
+from edgetl.errors import BadHost, BadInput, Refused
 from edgetl.network.network import Network
 from edgetl.quantize import ranges
 from edgetl.quantize.bar import Bar, Practice
@@ -99,7 +99,7 @@ def _tried(
             material, notes = _material(base, target, standard, scratch)
             one = lowered(target, base, folder, material, bar)
             made.append(artifact.check(net, trial, one, order.out, order.facts).noted(notes))
-        except (BadInput, Refused) as e:
+        except (BadHost, BadInput, Refused) as e:
             if not chooses or exact:
                 raise
             rejected.append(Rung(target.precision, "rejected", e.problem))

@@ -54,7 +54,7 @@ class Attempt:
         """Return the file with these nodes in float, in the place of the last one."""
         material = replace(self.material, floats=frozenset(floats))
         file = self.folder / self.target.lower(self.base, self.folder, material)
-        session = self.target.open(file, self.target.session(), self.bar.practice.threads)
+        session = self.target.judge(file, self.bar.practice.threads)
         try:
             missed = "; ".join(map(str, self.bar.missed(self.bar.practice.answers(session))))
         except GateMissed as e:  # the answers are not even numbers
@@ -104,7 +104,7 @@ def sensitivity(target: Target, base: Path, material: Material, threads: int) ->
         with tempfile.TemporaryDirectory(prefix="edgetl-node-") as scratch:
             try:
                 file = Path(scratch) / target.lower(base, Path(scratch), alone)
-                found[name] = divergence(wanted, _logits(target.open(file, target.session(), threads), feeds))
+                found[name] = divergence(wanted, _logits(target.judge(file, threads), feeds))
             except (BadInput, Refused):
                 found[name] = float("inf")
         log.info("sensitivity of %s  %.3g", name, found[name], extra={"done": done, "total": len(nodes)})

@@ -16,7 +16,7 @@ from edgetl.types import Json
 
 if TYPE_CHECKING:
     from edgetl.device import Device
-    from edgetl.measurement import Measurement
+    from edgetl.measure.measurement import Measurement
     from edgetl.network.network import Network
     from edgetl.session import Session
     from edgetl.train.batches import Data
@@ -198,6 +198,14 @@ class Target(Protocol):
         Raises:
             Refused: the runtime cannot read the file.
             BadHost: the provider asked for is not there, or fell back.
+
+        """
+
+    def judge(self, file: Path, threads: int) -> Session:
+        """Open a lowered file for its answers: as `open` does, or in a stand-in where this machine lacks its hardware.
+
+        Raises:
+            BadHost: nothing here computes as the file does.
 
         """
 

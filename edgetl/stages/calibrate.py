@@ -17,13 +17,14 @@ from pathlib import Path
 import psutil
 
 from edgetl import device as devices
-from edgetl import intervals, machine, noise, remote
+from edgetl import intervals, machine, remote
 from edgetl._peak import Job, Kind
-from edgetl.alone import alone
 from edgetl.device import Device, Floor, Roofline
 from edgetl.errors import MEASURING, BadHost, EdgetlError, OutOfResources
 from edgetl.intervals import Interval
-from edgetl.probing import KEPT
+from edgetl.measure import noise
+from edgetl.measure.alone import alone
+from edgetl.measure.probing import KEPT
 from edgetl.types import Json
 
 LOG = logging.getLogger("edgetl")

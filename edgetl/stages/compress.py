@@ -17,7 +17,7 @@ from edgetl import plugins, remote, store
 from edgetl.dataset import open_data
 from edgetl.device import LOCAL, Device, load_device
 from edgetl.errors import BadInput
-from edgetl.measurement import Measurement
+from edgetl.measure.measurement import Measurement
 from edgetl.network import keys, saved
 from edgetl.network import network as networks
 from edgetl.network.network import Network

@@ -12,11 +12,11 @@ import numpy as np
 from edgetl import bundle as bundles
 from edgetl.artifact import TOLERANCE
 from edgetl.errors import BadInput, GateMissed
-from edgetl.first_bad import Bad, FileAnswers, common, first_bad
+from edgetl.explain.first_bad import Bad, FileAnswers, common, first_bad
+from edgetl.explain.onnx_graph import read_graph
 from edgetl.network import network as networks
 from edgetl.network import saved
 from edgetl.network.hooked import TorchAnswers
-from edgetl.onnx_graph import read_graph
 from edgetl.recipe.plan import read_plan
 from edgetl.types import Array, Feed, Json
 

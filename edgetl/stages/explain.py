@@ -13,20 +13,22 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetl import explained, measurement, probing, remote, store
-from edgetl._explain import Job
-from edgetl.alone import alone
+from edgetl import remote, store
 from edgetl.bundle import Bundle, open_bundle, read_golden
 from edgetl.device import Device, load_device, require_here
 from edgetl.errors import MEASURING, BadHost, BadInput, Refused
-from edgetl.explained import Explained
-from edgetl.rounds import pinned
+from edgetl.explain import explained
+from edgetl.explain._explain import Job
+from edgetl.explain.explained import Explained
+from edgetl.measure import measurement, probing
+from edgetl.measure.alone import alone
+from edgetl.measure.rounds import pinned
 from edgetl.stages.profile import DISTINCT, run_bundles
 from edgetl.types import Json
 
 LOG = logging.getLogger("edgetl")
 
-START = "import sys; sys.path.insert(0, sys.argv[1]); from edgetl._explain import main; main()"
+START = "import sys; sys.path.insert(0, sys.argv[1]); from edgetl.explain._explain import main; main()"
 """As in `probing`: an isolated interpreter, which finds the package where this one was."""
 
 TIMEOUT_S = 300.0
@@ -79,7 +81,7 @@ def _one(bundle: Bundle, device: Device, out: Path | None) -> Explained:
 
 def _child(job: Job, bundle: str) -> dict[str, Json]:
     """Run the profiling process and return what it found."""
-    package = str(Path(probing.__file__).parent.parent)
+    package = str(Path(probing.__file__).parents[2])
     with tempfile.TemporaryFile() as out:
         command = [sys.executable, "-I", "-c", START, package, str(out.fileno()), json.dumps(asdict(job))]
         try:

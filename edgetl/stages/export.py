@@ -6,13 +6,13 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from edgetl import artifact, bundle, comparison, plugins, quantize, store
+from edgetl import artifact, bundle, comparison, extras, plugins, quantize, store, targets
 from edgetl.artifact import Trial, torch_answers
 from edgetl.data._fields import ImageFields, TextFields, image_operations, text_operations
 from edgetl.dataset import open_data
@@ -213,11 +213,20 @@ def _key(folder: Path, trial: Trial) -> str:
 
 def _job_key(place: Place, job: Job, standard: Standard | None) -> str:
     parts = [place.key, target_json(job.target), plugins.digest("targets", job.target.use), job.recipe]
+    parts += [store.source_digest(Path(targets.__file__).parent), _versions(job.target.use)]
     if job.target.precision != "fp32":  # what such a file is depends on what it was calibrated, judged and made with
         code = store.source_digest(Path(quantize.__file__).parent)
         judged = [dict(standard.practice.gates), standard.practice.seed, standard.key] if standard else []
         parts += [code, *judged]
     return store.digest(parts)
+
+
+def _versions(target: str) -> dict[str, str]:
+    """Return the versions of what a target needs beside ONNX Runtime, of its packages that are installed."""
+    packages = {
+        module.replace("_", "-") for extra in (target, f"{target}-rtx") for module in extras.MODULES.get(extra, ())
+    }
+    return {d.name: d.version for d in distributions() if d.name.replace("_", "-").lower() in packages}
 
 
 def _finished(place: Place, job: Job, key: str) -> bool:

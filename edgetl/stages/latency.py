@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from pydantic import TypeAdapter
 
-from edgetl import artifact, device, measurement, noise, remote, store
+from edgetl import artifact, device, remote, store
 from edgetl.artifact import Trial
 from edgetl.device import Device
 from edgetl.errors import BadHost
-from edgetl.measurement import Measurement
+from edgetl.measure import measurement, noise
+from edgetl.measure.measurement import Measurement
 from edgetl.network.network import Network
 from edgetl.network.to_onnx import to_onnx
 from edgetl.recipe.schema import Target

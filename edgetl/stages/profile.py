@@ -12,18 +12,19 @@ from pathlib import Path
 import numpy as np
 
 from edgetl import device as devices
-from edgetl import measurement, raw, remote, rounds, store, throughput
-from edgetl.alone import alone
+from edgetl import remote, store
 from edgetl.bundle import open_bundle, read_golden
 from edgetl.device import Device
 from edgetl.errors import BadHost, BadInput, EdgetlError
-from edgetl.judging import judge, limits
-from edgetl.limits import limited
 from edgetl.links import LOCAL
-from edgetl.measurement import Measurement, Mode
+from edgetl.measure import measurement, raw, rounds, throughput
+from edgetl.measure.alone import alone
+from edgetl.measure.judging import judge, limits
+from edgetl.measure.limits import limited
+from edgetl.measure.measurement import Measurement, Mode
+from edgetl.measure.summary import Subject
 from edgetl.recipe.plan import files, read_plan
 from edgetl.remote import Answer, Asked
-from edgetl.summary import Subject
 
 __all__ = ["Request", "add_throughput", "forget", "judge", "limits", "profile", "profile_all", "run_bundles"]
 

@@ -12,8 +12,8 @@ from edgetl.comparison import Row
 from edgetl.errors import BadInput, GateMissed
 from edgetl.gates import Verdict
 from edgetl.intervals import Interval
-from edgetl.measured import roof, word
-from edgetl.measurement import Measurement
+from edgetl.measure.measured import roof, word
+from edgetl.measure.measurement import Measurement
 from edgetl.overview import DASH, count, overview
 from edgetl.page import write as page
 from edgetl.page.facts import Facts, Sheet

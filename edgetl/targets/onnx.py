@@ -120,6 +120,10 @@ class Onnx:
         features = set(cpu_features())
         return "avx2" in features and not features & {"avx512_vnni", "avx_vnni", "amx_int8"}
 
+    def judge(self, file: Path, threads: int) -> OnnxSession:
+        """Open a lowered file for its answers."""
+        return self.open(file, self.session(), threads)
+
     @staticmethod
     def open(file: bytes | Path, options: Mapping[str, Json], threads: int) -> OnnxSession:
         """Open an artifact on a number of threads (0: the runtime's choice).
@@ -133,12 +137,12 @@ class Onnx:
         """
         import onnxruntime
 
-        provider, spinning = _options(options)
+        provider, spinning = settled(options)
         if provider not in onnxruntime.get_available_providers():
             fix = 'put onnxruntime-gpu in the place of onnxruntime, or open it with the provider "cpu"'
             raise BadHost(f"this ONNX Runtime has no {provider}", fix=fix)
-        settings = _settings(onnxruntime, threads, spinning)
-        return OnnxSession(_load(onnxruntime, _embedded(file), settings, provider), provider)
+        wanted = session_options(onnxruntime, threads, spinning)
+        return OnnxSession(load(onnxruntime, embedded(file), wanted, provider), provider)
 
     @staticmethod
     def runtime() -> str:
@@ -188,7 +192,7 @@ class OnnxSession:
         self._session = None
 
 
-def _options(options: Mapping[str, Json]) -> tuple[str, bool]:
+def settled(options: Mapping[str, Json]) -> tuple[str, bool]:
     """The provider's full name, and whether idle threads spin. The options are untrusted."""
     name, spinning = options.get("provider", "cpu"), options.get("spinning", True)
     unknown = sorted(set(options) - {"provider", "spinning"})
@@ -198,7 +202,7 @@ def _options(options: Mapping[str, Json]) -> tuple[str, bool]:
     return PROVIDERS[name], spinning
 
 
-def _settings(runtime: ModuleType, threads: int, spinning: bool) -> onnxruntime.SessionOptions:
+def session_options(runtime: ModuleType, threads: int, spinning: bool) -> onnxruntime.SessionOptions:
     settings = runtime.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
@@ -210,7 +214,7 @@ def _settings(runtime: ModuleType, threads: int, spinning: bool) -> onnxruntime.
     return settings
 
 
-def _embedded(file: bytes | Path) -> bytes:
+def embedded(file: bytes | Path) -> bytes:
     """The bytes of the file, which must hold its weights.
 
     From bytes, ONNX Runtime looks for external data in the working folder; from a path, it follows hard links.
@@ -229,7 +233,7 @@ def _read(file: Path) -> bytes:
         raise BadInput(f"cannot read {file}: {error.strerror}", fix="give the path of an ONNX file") from error
 
 
-def _load(
+def load(
     runtime: ModuleType, data: bytes, settings: onnxruntime.SessionOptions, provider: str
 ) -> onnxruntime.InferenceSession:
     from onnxruntime.capi import onnxruntime_pybind11_state as state

@@ -7,8 +7,8 @@ import torch
 
 from edgetl import plugins
 from edgetl.network.names import live
-from edgetl.train.lesson import Lesson, Loss, Term
 from edgetl.train.course import Course, terms
+from edgetl.train.lesson import Lesson, Loss, Term
 
 LOSSES = plugins.names("losses")
 

@@ -34,7 +34,7 @@ from dataclasses import replace
 
 class Brief:
     def find_spec(self, name, path=None, target=None):
-        if name != "edgetl.rounds":
+        if name != "edgetl.measure.rounds":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

@@ -16,7 +16,7 @@ from edgetl.device import load_device, probe
 from edgetl.errors import BadHost, EdgetlError, OutOfResources, Refused
 from edgetl.links import _answers
 from edgetl.links._answers import Expected
-from edgetl.measurement import Latency
+from edgetl.measure.measurement import Latency
 from edgetl.stages.profile import profile
 
 EXPECTED = [Expected("a" * 64, "student", "fp32")]

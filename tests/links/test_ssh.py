@@ -16,14 +16,15 @@ import jsonschema
 import numpy as np
 import pytest
 
-from edgetl import measurement, remote
+from edgetl import remote
 from edgetl.device import load_device, probe
 from edgetl.errors import BadHost, BadInput, OutOfResources, Refused
+from edgetl.measure import measurement
 from edgetl.recipe import yaml12
 from edgetl.stages.profile import Request, profile, profile_all
 
 Maker = Callable[..., Path]
-SCHEMA = json.loads((Path(measurement.__file__).parent / "schemas" / "profile-result-1.json").read_text())
+SCHEMA = json.loads((Path(measurement.__file__).parents[1] / "schemas" / "profile-result-1.json").read_text())
 
 
 def there(board: Any) -> Any:

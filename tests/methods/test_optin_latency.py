@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from edgetl.device import Device, probe
 from edgetl.errors import BadHost, BadInput, GateMissed
 from edgetl.intervals import geometric_mean
-from edgetl.measurement import Comparison, Measurement
+from edgetl.measure.measurement import Comparison, Measurement
 from edgetl.methods.optin import Optin, bill
 from edgetl.methods.optin.knapsack import knapsack
 from edgetl.methods.optin.latency import Table, design, measured, sizes

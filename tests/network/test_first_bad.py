@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from edgetl.errors import BadInput
-from edgetl.first_bad import FileAnswers, common, first_bad
+from edgetl.explain.first_bad import FileAnswers, common, first_bad
+from edgetl.explain.onnx_graph import Graph, Node, read_graph
 from edgetl.network.hooked import TorchAnswers
 from edgetl.network.network import Network, create
 from edgetl.network.to_onnx import to_onnx
-from edgetl.onnx_graph import Graph, Node, read_graph
 from edgetl.stages.debug_parity import LIMITS
 from edgetl.types import Array, Feed
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from edgetl import plugins
+from edgetl.explain.onnx_graph import read_graph
 from edgetl.network.names import ROOT, live, places
 from edgetl.network.network import Network, create
 from edgetl.network.to_onnx import node_costs, to_onnx
-from edgetl.onnx_graph import read_graph
 
 
 @pytest.fixture(scope="module", params=["hf_vit", "hf_bert"])

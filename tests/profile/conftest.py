@@ -11,11 +11,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgetl import measurement, rounds, summary
 from edgetl.bundle import open_bundle, write_bundle
 from edgetl.device import probe
 from edgetl.golden import Golden
-from edgetl.probing import Sample
+from edgetl.measure import measurement, rounds, summary
+from edgetl.measure.probing import Sample
 
 Maker = Callable[..., Path]
 

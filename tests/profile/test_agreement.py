@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from edgetl import rounds
 from edgetl.device import probe
+from edgetl.measure import rounds
 from edgetl.stages.profile import profile
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("taskset") is None, reason="no taskset here")]

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetl import measured
-from edgetl.comparing import Baseline, compare_all, holm, more_rounds, word
 from edgetl.errors import BadInput
 from edgetl.intervals import Interval, geometric_mean, half_width, paired_ratio, student_t
-from edgetl.measurement import CONTROL, Comparison, Measurement, timing
+from edgetl.measure import measured
+from edgetl.measure.comparing import Baseline, compare_all, holm, more_rounds, word
+from edgetl.measure.measurement import CONTROL, Comparison, Measurement, timing
 
 BASE = Baseline("dense-onnx-fp32", "0" * 64, "cpu_time_p50", None)
 TIGHT = Interval(1.0, 0.999, 1.001)
@@ -172,7 +172,7 @@ def test_a_speed_up_that_the_control_doubts_passes_no_gate(replay: Replay) -> No
 
 
 def test_measurements_of_an_older_edgetl_are_read(replay: Replay, tmp_path: Path) -> None:
-    from edgetl import measurement
+    from edgetl.measure import measurement
 
     value = compared(replay([[5] * 64] * 3), of(0.9, 0.02)).to_json()
     for key in ("word", "more_rounds", "candidates", "holm_low", "holm_high"):

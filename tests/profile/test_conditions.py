@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgetl import conditions, gates, machine, noise
+from edgetl import gates, machine
 from edgetl.bundle import open_bundle, read_golden, write_bundle
 from edgetl.device import Limits, Runtime, Storage, Thermal, probe
 from edgetl.errors import BadHost, GateMissed
-from edgetl.instruments import NONE, Instruments, Readings, clocks
-from edgetl.measurement import Measurement
+from edgetl.measure import conditions, noise
+from edgetl.measure.instruments import NONE, Instruments, Readings, clocks
+from edgetl.measure.measurement import Measurement
 from edgetl.stages.profile import judge, profile
 
 Maker = Callable[..., Path]

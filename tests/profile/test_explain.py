@@ -15,18 +15,20 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
-from edgetl import cli, explained, measurement
-from edgetl._explain import Kernel
-from edgetl.attribution import origins
+from edgetl import cli
 from edgetl.bundle import open_bundle, read_golden, write_bundle
-from edgetl.causes import causes
 from edgetl.errors import BadHost, BadInput, Refused
-from edgetl.onnx_graph import Graph, Node, read_graph
+from edgetl.explain import explained
+from edgetl.explain._explain import Kernel
+from edgetl.explain.attribution import origins
+from edgetl.explain.causes import causes
+from edgetl.explain.onnx_graph import Graph, Node, read_graph
+from edgetl.measure import measurement
 from edgetl.stages import explain as stage
 from edgetl.stages.explain import explain
 
 Maker = Callable[..., Path]
-SCHEMA = json.loads((Path(measurement.__file__).parent / "schemas" / "explain-1.json").read_text())
+SCHEMA = json.loads((Path(measurement.__file__).parents[1] / "schemas" / "explain-1.json").read_text())
 CPU = "CPUExecutionProvider"
 
 

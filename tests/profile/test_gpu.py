@@ -12,13 +12,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgetl import gpu, placement
-from edgetl._placement import fallen
 from edgetl.device import fingerprint, probe
 from edgetl.errors import BadHost
-from edgetl.gpu import Facts, Nvml
-from edgetl.instruments import Instruments, Readings
-from edgetl.measurement import Measurement
+from edgetl.measure import gpu, placement
+from edgetl.measure._placement import fallen
+from edgetl.measure.gpu import Facts, Nvml
+from edgetl.measure.instruments import Instruments, Readings
+from edgetl.measure.measurement import Measurement
 
 
 class Driver(Exception):
@@ -194,7 +194,7 @@ def test_shapes_on_the_cpu_are_no_fallback(tmp_path: Path) -> None:
 
 def test_a_bundle_for_the_cpu_is_not_asked(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     from edgetl.bundle import open_bundle
-    from edgetl.summary import Subject
+    from edgetl.measure.summary import Subject
 
     monkeypatch.setattr(placement, "fallen", lambda *_: ["node"])
     subject = Subject(open_bundle(make("plain")), "0" * 64, "x", Path(), {}, 1)

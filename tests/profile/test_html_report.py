@@ -19,11 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from edgetl import comparison, measurement
+from edgetl import comparison
 from edgetl.bundle import open_bundle
 from edgetl.errors import Refused
 from edgetl.intervals import Interval
-from edgetl.measurement import Measurement
+from edgetl.measure import measurement
+from edgetl.measure.measurement import Measurement
 from edgetl.page import charts
 from edgetl.page.answers import Answers, Miss, confusion, misses, pictures
 from edgetl.page.facts import Facts, Sheet

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from edgetl import instruments as shelf
 from edgetl.device import Power, probe
-from edgetl.instruments import Ina3221, Rapl, Readings, instruments
-from edgetl.measurement import Measurement
+from edgetl.measure import instruments as shelf
+from edgetl.measure.instruments import Ina3221, Rapl, Readings, instruments
+from edgetl.measure.measurement import Measurement
+from edgetl.measure.summary import Surroundings
 from edgetl.stages.profile import profile
-from edgetl.summary import Surroundings
 
 
 def fill(folder: Path, **files: object) -> None:
@@ -110,7 +110,7 @@ def test_energy_of_real_processes(make: Callable[..., Path], rapl: Path, monkeyp
     counting.start()
     try:
         found = instruments(probe(), rapl, idle_s=0.2)
-        monkeypatch.setattr("edgetl.rounds.instruments", lambda _: replace(found, idle_w=8.0))
+        monkeypatch.setattr("edgetl.measure.rounds.instruments", lambda _: replace(found, idle_w=8.0))
         one = profile([make("energetic")], probe(), out=None)[0]
     finally:
         over.set()

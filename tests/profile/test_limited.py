@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from edgetl import containers, limits, rounds
 from edgetl.bundle import open_bundle
 from edgetl.device import probe
 from edgetl.errors import BadHost, OutOfResources
-from edgetl.limits import limited
-from edgetl.probing import Sample
+from edgetl.measure import containers, limits, rounds
+from edgetl.measure.limits import limited
+from edgetl.measure.probing import Sample
+from edgetl.measure.summary import Subject
 from edgetl.stages.profile import profile
-from edgetl.summary import Subject
 
 STARVED = """
 import numpy, os, resource, signal

@@ -9,17 +9,17 @@ import jsonschema
 import psutil
 import pytest
 
-from edgetl import measurement, rounds, summary
-from edgetl._probe import is_steady
-from edgetl.comparing import Baseline, compare_all
 from edgetl.device import Runtime, probe
 from edgetl.errors import BadHost, BadInput, GateMissed, OutOfResources, Refused
 from edgetl.intervals import Interval
-from edgetl.measured import table
-from edgetl.probing import Sample
+from edgetl.measure import measurement, rounds, summary
+from edgetl.measure._probe import is_steady
+from edgetl.measure.comparing import Baseline, compare_all
+from edgetl.measure.measured import table
+from edgetl.measure.probing import Sample
 from edgetl.stages.profile import forget, judge, limits, profile, profile_all
 
-SCHEMA = json.loads((Path(measurement.__file__).parent / "schemas" / "profile-result-1.json").read_text())
+SCHEMA = json.loads((Path(measurement.__file__).parents[1] / "schemas" / "profile-result-1.json").read_text())
 Maker = Callable[..., Path]
 
 

@@ -18,15 +18,15 @@ import numpy as np
 import psutil
 import pytest
 
-from edgetl import measured, measurement, noise, rounds, throughput
-from edgetl.capacity import Batch, Throughput
 from edgetl.device import Runtime, probe
 from edgetl.errors import BadHost, BadInput, OutOfResources
-from edgetl.measurement import Measurement
-from edgetl.probing import Sample
+from edgetl.measure import measured, measurement, noise, rounds, throughput
+from edgetl.measure.capacity import Batch, Throughput
+from edgetl.measure.measurement import Measurement
+from edgetl.measure.probing import Sample
 from edgetl.stages.profile import Request, judge, profile, profile_all
 
-SCHEMA = json.loads((Path(measurement.__file__).parent / "schemas" / "profile-result-1.json").read_text())
+SCHEMA = json.loads((Path(measurement.__file__).parents[1] / "schemas" / "profile-result-1.json").read_text())
 Maker = Callable[..., Path]
 Replay = Callable[..., Measurement]
 
@@ -83,7 +83,7 @@ def test_modes() -> None:
 
 def test_a_process_may_take_twenty_times_what_is_expected(make: Maker) -> None:
     from edgetl.bundle import open_bundle
-    from edgetl.summary import Subject
+    from edgetl.measure.summary import Subject
 
     subject = Subject(open_bundle(make("patient")), "0" * 64, "x", Path(), {}, 1)
     job = rounds.job_of(subject, probe(), rounds.EFFORTS["quick"])
@@ -200,7 +200,7 @@ def test_a_throughput_has_a_verdict(
     flag: str | None,
 ) -> None:  # fmt: skip
     from edgetl.bundle import open_bundle
-    from edgetl.summary import Subject
+    from edgetl.measure.summary import Subject
 
     drawn, quiet = cycle(rates), noise.state()
     monkeypatch.setattr(throughput, "_sample", lambda _s, _d, size, _r: one_process(next(drawn), size, **changes))
@@ -219,7 +219,7 @@ def test_a_judged_throughput_that_is_invalid_ends_with_code_4(replay: Replay) ->
 
 def test_no_memory_for_a_larger_batch_ends_the_sweep(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgetl.bundle import open_bundle
-    from edgetl.summary import Subject
+    from edgetl.measure.summary import Subject
 
     subject = Subject(open_bundle(make("hungry")), "0" * 64, "x", Path(), {}, 1)
 
@@ -238,7 +238,7 @@ import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from edgetl import rounds
+from edgetl.measure import rounds
 from edgetl.device import probe
 from edgetl.stages.profile import profile
 rounds.EFFORTS["quick"] = replace(rounds.EFFORTS["quick"], window_s=60, cap_s=60)
@@ -251,7 +251,9 @@ def test_a_killed_profile_leaves_no_process_and_no_half_file(make: Maker, tmp_pa
         found: list[psutil.Process] = []
         deadline = time.monotonic() + 30
         while not found and time.monotonic() < deadline:
-            found = [p for p in psutil.Process(parent.pid).children() if "edgetl._probe" in " ".join(p.cmdline())]
+            found = [
+                p for p in psutil.Process(parent.pid).children() if "edgetl.measure._probe" in " ".join(p.cmdline())
+            ]
             time.sleep(0.1)
         time.sleep(1.5)
         os.kill(parent.pid, signal.SIGKILL)

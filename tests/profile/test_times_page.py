@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from edgetl import comparison, explained, measurement, store
-from edgetl.causes import Cause
+from edgetl import comparison, store
 from edgetl.errors import Refused
-from edgetl.explained import Explained, Operator, Part
+from edgetl.explain import explained
+from edgetl.explain.causes import Cause
+from edgetl.explain.explained import Explained, Operator, Part
+from edgetl.measure import measurement
 from edgetl.page import times
 from edgetl.page.facts import Facts
 from edgetl.recipe.plan import read_plan

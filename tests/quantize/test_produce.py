@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgetl import artifact, rounds
+from edgetl import artifact
 from edgetl.artifact import Trial
 from edgetl.bundle import open_bundle
 from edgetl.errors import BadInput
+from edgetl.measure import rounds
 from edgetl.quantize import ladder, produce
 from edgetl.quantize.bar import Practice
 from edgetl.quantize.ladder import Rung

@@ -55,7 +55,7 @@ socket.socket.connect = refuse
 socket.socket.connect_ex = refuse
 socket.getaddrinfo = refuse
 if "profile" in sys.orig_argv:
-    from edgetl import rounds
+    from edgetl.measure import rounds
     rounds.EFFORTS["quick"] = rounds.Effort(3, 3, 0.02, 20, 45, 0.02, 3, 0.05, 30, 30, False)
     rounds.EFFORTS["standard"] = rounds.EFFORTS["quick"]
 """

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from edgetl import noise
 from edgetl._peak import Job, rate
 from edgetl.cli import app
 from edgetl.device import load_device, probe, read_device
 from edgetl.device_file import write_calibrated
 from edgetl.errors import BadHost, OutOfResources
+from edgetl.measure import noise
 from edgetl.stages import calibrate as stage
 from edgetl.stages.calibrate import Effort, calibrate, lines
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from _pytest.monkeypatch import MonkeyPatch
 
-from edgetl import noise, rounds
 from edgetl.device import probe
 from edgetl.errors import BadHost, BadInput
-from edgetl.measurement import Measurement
+from edgetl.measure import noise, rounds
+from edgetl.measure.measurement import Measurement
 from edgetl.network.network import Network, create, load
 from edgetl.recipe.read import check, read
 from edgetl.stages.compress import compress

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edgetl.device import Device
 from edgetl.intervals import Interval
-from edgetl.measurement import Measurement
+from edgetl.measure.measurement import Measurement
 from edgetl.network.edits import Edit
 from edgetl.network.family import Group
 from edgetl.network.network import Network

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgetl.device import Device
 from edgetl.errors import BadInput, GateMissed
 from edgetl.intervals import Interval
-from edgetl.measurement import Measurement
+from edgetl.measure.measurement import Measurement
 from edgetl.methods.optin.knapsack import knapsack
 from edgetl.methods.optin.latency import Counts, Table, measured, sizes, took
 from edgetl.network.edits import Edit

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgetl import machine
 from edgetl.device import Device, usable_cpus
-from edgetl.gpu import Nvml
+from edgetl.measure.gpu import Nvml
 
 Source: TypeAlias = Literal["ina3221", "nvml", "rapl"]
 METER_PERIOD_S, GPU_PERIOD_S, CLOCK_PERIOD_S = 0.05, 0.01, 0.25

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgetl.errors import BadInput
 from edgetl.intervals import Interval, geometric_mean, student_t, student_within
-from edgetl.measurement import Comparison, Measurement, Word
+from edgetl.measure.measurement import Comparison, Measurement, Word
 
 THRESHOLD = 0.01
 """A smaller difference is not called one."""

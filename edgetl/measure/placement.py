@@ -10,11 +10,11 @@ from pathlib import Path
 
 from edgetl.device import Device
 from edgetl.errors import MEASURING, BadHost
-from edgetl.probing import environment
-from edgetl.summary import Subject
+from edgetl.measure.probing import environment
+from edgetl.measure.summary import Subject
 from edgetl.types import Json
 
-START = "import sys; sys.path.insert(0, sys.argv[1]); from edgetl._placement import main; main()"
+START = "import sys; sys.path.insert(0, sys.argv[1]); from edgetl.measure._placement import main; main()"
 TIMEOUT_S = 300.0
 SHOWN = 5
 
@@ -53,7 +53,7 @@ def fallen(bundle: Path, inputs: Path) -> list[str]:
 
     """
     with tempfile.TemporaryFile() as out:
-        package, place = str(Path(__file__).parent.parent), str(out.fileno())
+        package, place = str(Path(__file__).parents[2]), str(out.fileno())
         command = [sys.executable, "-I", "-c", START, package, place, str(bundle), str(inputs)]
         try:
             ended = subprocess.run(

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgetl import _onnx_bytes, evaluate, plugins
 from edgetl.errors import BadInput
-from edgetl.onnx_graph import Graph, read_graph
+from edgetl.explain.onnx_graph import Graph, read_graph
 from edgetl.types import Array, Feed, Json
 
 

@@ -15,17 +15,17 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO
 
-from edgetl import containers, limits
-from edgetl._probe import Job
 from edgetl.errors import MEASURING, BadHost, EdgetlError, OutOfResources, Refused
-from edgetl.instruments import NONE, Instruments, Readings
+from edgetl.measure import containers, limits
+from edgetl.measure._probe import Job
+from edgetl.measure.instruments import NONE, Instruments, Readings
 from edgetl.plugins import FOLDERS_VARIABLE
 from edgetl.types import Json
 
-START = "import sys; sys.path.insert(0, sys.argv[1]); from edgetl._probe import main; main()"
+START = "import sys; sys.path.insert(0, sys.argv[1]); from edgetl.measure._probe import main; main()"
 """An isolated interpreter ignores the working folder and PYTHONPATH; the package is found where this one was."""
 
-PACKAGE = str(Path(__file__).parent.parent)
+PACKAGE = str(Path(__file__).parents[2])
 
 KEPT = (
     "PATH",
@@ -147,7 +147,7 @@ def _last(said: bytes) -> dict[str, Json]:
 def _reads(job: Job) -> list[Path]:
     """Return the files and folders that a measuring process reads, besides its Python's."""
     named = (job.bundle, job.inputs, job.answers, *os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep))
-    return [Path(__file__).parent, *(Path(one).resolve() for one in named if one)]
+    return [Path(__file__).parents[1], *(Path(one).resolve() for one in named if one)]
 
 
 def environment(pad: int, *, limited: bool = False) -> dict[str, str]:

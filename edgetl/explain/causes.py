@@ -5,9 +5,9 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from edgetl._explain import Kernel
-from edgetl.attribution import HEAVY, REORDERS
-from edgetl.capacity import Record
+from edgetl.explain._explain import Kernel
+from edgetl.explain.attribution import HEAVY, REORDERS
+from edgetl.measure.capacity import Record
 
 LEAST = 0.05
 """Share of the time below which a cause is not told."""

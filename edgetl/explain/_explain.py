@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgetl import _onnx_bytes
-from edgetl.attribution import Origin, origins
 from edgetl.bundle import open_bundle
 from edgetl.errors import BadHost, EdgetlError, OutOfResources
+from edgetl.explain.attribution import Origin, origins
+from edgetl.explain.onnx_graph import Graph, Node, read_graph
 from edgetl.lifeline import end_with_parent
-from edgetl.onnx_graph import Graph, Node, read_graph
 from edgetl.targets import onnx as target
 from edgetl.types import Feed, Json
 
@@ -115,12 +115,12 @@ def _profiled(file: bytes, options: Mapping[str, Json], scratch: Path) -> onnxru
     """Open the file as its session does, at one thread, with the profiler on; the optimised graph is kept."""
     import onnxruntime
 
-    provider, spinning = target._options(options)
-    settings = target._settings(onnxruntime, 1, spinning)
+    provider, spinning = target.settled(options)
+    settings = target.session_options(onnxruntime, 1, spinning)
     settings.enable_profiling = True
     settings.profile_file_prefix = str(scratch / "profile")
     settings.optimized_model_filepath = str(scratch / "optimised.onnx")
-    return target._load(onnxruntime, file, settings, provider)
+    return target.load(onnxruntime, file, settings, provider)
 
 
 def _feeds(path: Path) -> list[Feed]:

@@ -11,17 +11,18 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import NamedTuple, TypeAlias
 
-from edgetl import __version__, comparing, conditions, intervals, noise, placement, summary
-from edgetl._probe import SAMPLES, Job
-from edgetl.comparing import Baseline
+from edgetl import __version__, intervals
 from edgetl.device import Device, usable_cpus
 from edgetl.errors import BadHost, BadInput
-from edgetl.instruments import NONE, Instruments, instruments
 from edgetl.intervals import Interval
-from edgetl.measurement import Comparison, Measurement, Mode, Run
+from edgetl.measure import comparing, conditions, noise, placement, summary
+from edgetl.measure._probe import SAMPLES, Job
+from edgetl.measure.comparing import Baseline
+from edgetl.measure.instruments import NONE, Instruments, instruments
+from edgetl.measure.measurement import Comparison, Measurement, Mode, Run
+from edgetl.measure.probing import Sample, probe
+from edgetl.measure.summary import Subject
 from edgetl.plugins import nearest
-from edgetl.probing import Sample, probe
-from edgetl.summary import Subject
 
 LOG = logging.getLogger("edgetl")
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import ValidationError
 
 from edgetl import store
-from edgetl._explain import Kernel
-from edgetl.capacity import Record
-from edgetl.causes import Cause, causes
 from edgetl.errors import Refused
+from edgetl.explain._explain import Kernel
+from edgetl.explain.causes import Cause, causes
+from edgetl.measure.capacity import Record
 from edgetl.types import Json
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetl import measurement, store
-from edgetl.measurement import Measurement
-from edgetl.probing import Sample
+from edgetl import store
+from edgetl.measure import measurement
+from edgetl.measure.measurement import Measurement
+from edgetl.measure.probing import Sample
 
 
 def pack(samples: Sequence[Sample | None]) -> bytes:

@@ -10,10 +10,10 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field, ValidationError
 
 from edgetl import store
-from edgetl.capacity import Accuracy, Energy, Record, Roof, Throughput
 from edgetl.errors import BadInput, Refused
 from edgetl.gates import Timing
 from edgetl.intervals import Interval
+from edgetl.measure.capacity import Accuracy, Energy, Record, Roof, Throughput
 from edgetl.types import Json
 
 SCHEMA_VERSION = 1

@@ -17,8 +17,9 @@ from typing import Literal
 
 import psutil
 
-from edgetl import gpu, machine
+from edgetl import machine
 from edgetl.intervals import Interval
+from edgetl.measure import gpu
 
 HALF_WIDTH = 0.10
 """Above this relative half-width of the median a measurement is invalid."""

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgetl import gpu, intervals, noise, versions
+from edgetl import intervals, versions
 from edgetl.device import Device, usable_cpus
-from edgetl.instruments import Instruments, Source
 from edgetl.intervals import Interval
-from edgetl.measurement import Comparison, Noise, by_cpu_time
-from edgetl.probing import Sample
+from edgetl.measure import gpu, noise
+from edgetl.measure.instruments import Instruments, Source
+from edgetl.measure.measurement import Comparison, Noise, by_cpu_time
+from edgetl.measure.probing import Sample
 
 LOG = logging.getLogger("edgetl")
 COOL_S = 1.0

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from edgetl import comparison, gates, measurement, noise
+from edgetl import comparison, gates
 from edgetl.errors import BadHost, BadInput, GateMissed
-from edgetl.measurement import Measurement
+from edgetl.measure import measurement, noise
+from edgetl.measure.measurement import Measurement
 from edgetl.plugins import nearest
 from edgetl.recipe.plan import read_plan
 

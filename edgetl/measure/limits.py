@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgetl import containers
 from edgetl.errors import BadHost, BadInput, OutOfResources
+from edgetl.measure import containers
 from edgetl.plugins import nearest
 
 if TYPE_CHECKING:

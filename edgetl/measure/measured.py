@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from edgetl import comparing
-from edgetl.capacity import Energy, Roof, Throughput
 from edgetl.errors import BadInput
 from edgetl.intervals import Interval
-from edgetl.measurement import Comparison, Measurement, Memory
+from edgetl.measure import comparing
+from edgetl.measure.capacity import Energy, Roof, Throughput
+from edgetl.measure.measurement import Comparison, Measurement, Memory
 from edgetl.types import Json
 
 if TYPE_CHECKING:

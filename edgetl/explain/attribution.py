@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edgetl.onnx_graph import Graph, Node
+from edgetl.explain.onnx_graph import Graph, Node
 
 HEAVY = ("Conv", "MatMul", "Gemm", "ConvInteger", "MatMulInteger", "MatMulNBits")
 """Operators whose work is most of what they are fused with."""

@@ -13,15 +13,16 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from edgetl import comparing, conditions, gpu, intervals, machine, measurement, noise
 from edgetl import device as devices
+from edgetl import intervals, machine
 from edgetl.bundle import Bundle
-from edgetl.capacity import Accuracy, Answers, Energy, Roof
-from edgetl.conditions import Surroundings
 from edgetl.device import Device
 from edgetl.evaluate import Parity, tolerance
 from edgetl.intervals import Interval
-from edgetl.measurement import (
+from edgetl.measure import comparing, conditions, gpu, measurement, noise
+from edgetl.measure.capacity import Accuracy, Answers, Energy, Roof
+from edgetl.measure.conditions import Surroundings
+from edgetl.measure.measurement import (
     Artifact,
     Cold,
     Comparison,
@@ -34,7 +35,7 @@ from edgetl.measurement import (
     Size,
     Warmup,
 )
-from edgetl.probing import Sample
+from edgetl.measure.probing import Sample
 from edgetl.roofline import roofline
 
 

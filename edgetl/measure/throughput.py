@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
-from edgetl import conditions, intervals, noise, summary
-from edgetl.capacity import Batch, Throughput
+from edgetl import intervals
 from edgetl.device import Device
 from edgetl.errors import BadHost, OutOfResources
-from edgetl.instruments import NONE, Instruments, clocks
-from edgetl.probing import Sample, probe
-from edgetl.rounds import EFFORTS, check_provider, job_of, pinned, timeout_s
-from edgetl.summary import Subject
+from edgetl.measure import conditions, noise, summary
+from edgetl.measure.capacity import Batch, Throughput
+from edgetl.measure.instruments import NONE, Instruments, clocks
+from edgetl.measure.probing import Sample, probe
+from edgetl.measure.rounds import EFFORTS, check_provider, job_of, pinned, timeout_s
+from edgetl.measure.summary import Subject
 
 LOG = logging.getLogger("edgetl")
 MOST = 1024
