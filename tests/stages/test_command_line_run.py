@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ model = edgetl.load(sys.argv[1])
 print(model.predict(numpy.zeros((8, 8), numpy.uint8)).label, "torch" in sys.modules)
 """
 BLOCK = """
+import subprocess
 import sys
 
 class Block:
@@ -43,6 +45,15 @@ def without(tmp_path: Path) -> Callable[[str], dict[str, str]]:
     return environment
 
 
+def measured(edgetl: Edgetl, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that measures, again where other tests disturbed it so much that the result is invalid (exit 4)."""
+    for _ in range(3):
+        ended = edgetl(*words)
+        if ended.returncode != 4 and "not measured" not in ended.stderr:
+            break
+    return ended
+
+
 def test_run_makes_everything_without_a_network_and_judges_it(
     edgetl: Edgetl, made_run: Path, tiny: Write, tmp_path: Path
 ) -> None:
@@ -58,7 +69,7 @@ def test_run_makes_everything_without_a_network_and_judges_it(
     assert "┃" not in kept.stderr
     assert "Traceback" not in kept.stderr
 
-    missed = edgetl("run", str(tiny()), "--out", out, "--set", "budgets.local.p90_ms=0.0001")
+    missed = measured(edgetl, "run", str(tiny()), "--out", out, "--set", "budgets.local.p90_ms=0.0001")
     assert missed.returncode == 3
     assert "p90_ms on local: " in missed.stderr
     assert "limit 0.0001" in missed.stderr
@@ -66,7 +77,7 @@ def test_run_makes_everything_without_a_network_and_judges_it(
     assert "finished before" in missed.stderr
     assert "running" not in missed.stderr
 
-    gated = edgetl("profile", out, "--gate", "p90_ms=0.0001", "--json")
+    gated = measured(edgetl, "profile", out, "--gate", "p90_ms=0.0001", "--json")
     assert gated.returncode == 3
     assert "limit 0.0001" in gated.stderr
     assert len(json.loads(gated.stdout)["measurements"]) == 3
@@ -91,8 +102,6 @@ def test_run_from_nothing_gives_the_bytes_of_the_functions(
 def test_an_app_loads_a_bundle_without_a_network_and_without_torch(
     offline: dict[str, str], made_run: Path, tmp_path: Path
 ) -> None:
-    import subprocess
-
     bundle = str(made_run / "bundles" / "optin-0.4" / "onnx-fp32")
     command = [sys.executable, "-c", LOAD, bundle]
     ended = subprocess.run(command, env=offline, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
