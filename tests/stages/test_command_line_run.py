@@ -20,7 +20,6 @@ model = edgetl.load(sys.argv[1])
 print(model.predict(numpy.zeros((8, 8), numpy.uint8)).label, "torch" in sys.modules)
 """
 BLOCK = """
-import subprocess
 import sys
 
 class Block:
