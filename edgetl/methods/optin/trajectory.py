@@ -16,19 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgetl.network.family import Family
+from edgetl.train import taps
 
 
 @dataclass(frozen=True)
-class Call:
+class Call(taps.Call):
     """The arguments of a block besides the hidden state, as the dense network passed them."""
-
-    args: tuple[object, ...]
-    kwargs: Mapping[str, object]
-
-    def __call__(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """Return the (B, T, D) output of the block."""
-        out: Tensor | tuple[Tensor, ...] = block(hidden, *self.args, **self.kwargs)
-        return out[0] if isinstance(out, tuple) else out
 
     def copied(self, copies: int, samples: int) -> Call:
         """Return the arguments for C copies of the samples, one after the other."""
