@@ -82,7 +82,7 @@ def quantity(facts: Facts, device: str | None) -> str:
 
 def bars(facts: Facts, values: Sequence[tuple[Row, float]], unit: str) -> dict[str, Json]:
     """Return one bar a file, in the order of the tables."""
-    colours = ["var(--warm)" if row.reference else "var(--accent)" for row, _ in values]
+    colours = ["var(--accent)" if row.judged else "var(--warm)" for row, _ in values]
     trace = {
         "type": "bar",
         "orientation": "h",
@@ -112,7 +112,7 @@ def _price(row: Row, device: str | None) -> Interval | None:
 
 
 def _kind(spot: Spot) -> str:
-    return "reference" if spot.row.reference else spot.standing
+    return spot.standing if spot.row.judged else "reference"
 
 
 def _trace(shown: Sequence[Spot], look: Look, labels: Mapping[str, str], middle: float) -> dict[str, Json]:
@@ -162,7 +162,7 @@ def _labels(facts: Facts, shown: Sequence[Spot]) -> dict[str, str]:
     cut = max(shared.rfind("-"), shared.rfind("_"), shared.rfind(" ")) + 1
     short = {s.row.title: html.escape(name[cut:]) for s, name in zip(students, names, strict=True)}
     fits = sum(map(len, short.values())) <= MOST_LETTERS
-    return (short if fits else {}) | {s.row.title: html.escape(s.row.name) for s in shown if s.row.reference}
+    return (short if fits else {}) | {s.row.title: html.escape(facts.short(s.row)) for s in shown if not s.row.judged}
 
 
 def _beginning(names: Sequence[str]) -> str:

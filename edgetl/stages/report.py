@@ -167,7 +167,7 @@ def _accuracy_cells(row: Row) -> list[str]:
     cost, score = row.bundle.manifest["cost"], row.quality.score
     agreement = row.quality.agreement
     return [
-        row.title + (" (reference)" if row.reference else ""),
+        row.title + ("" if row.judged else " (reference)"),
         count(cost["macs"]),
         count(cost["parameters"]),
         f"{row.size_bytes / 1e6:.3f}",
