@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,15 @@ def test_a_killed_training_goes_on_after_its_last_epoch(offline: dict[str, str],
     assert files(runs["killed"] / "steps") == files(runs["whole"] / "steps")
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Let children hear Ctrl-C also where the tests run in the background of a script, which ignores it for them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize("whom", ["terminal", "parent alone"])
 def test_ctrl_c_ends_run_and_stage_with_one_message(
     whom: str, offline: dict[str, str], tiny: Write, tmp_path: Path
