@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,3 +56,13 @@ def test_a_phone_that_is_not_there(phone: Path, monkeypatch: pytest.MonkeyPatch)
         load_device("adb://pixel-1")
     with pytest.raises(BadInput, match="no adb address"):
         load_device("adb://a b")
+
+
+@pytest.mark.skipif(shutil.which("adb") is None, reason="adb is not installed")
+def test_what_the_real_adb_says_of_a_phone_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", "15037")  # of its own: somebody's may serve the usual one
+    try:
+        with pytest.raises(BadHost, match="adb://no-such-phone is not connected"):
+            load_device("adb://no-such-phone")
+    finally:
+        subprocess.run(["adb", "kill-server"], check=False, capture_output=True, timeout=30)
