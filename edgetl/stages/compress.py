@@ -149,6 +149,9 @@ def _step(work: Run, node: Node) -> None:
     store.retire(folder, work.old)
     log.info("%s on %s: running", node.name, node.branch)
     scratch = work.folder / "steps" / ".work" / f"{node.number:02d}-{node.name}-{node.branch}"
+    if not store.stamped(scratch / "key.json", key, []):  # what lies there is of other settings or other inputs
+        store.remove(scratch)
+        store.stamp(scratch / "key.json", key, [])
     made = _source(work, node) if node.step is None else _run(work, node, scratch)
     extra: dict[str, Json] = {"key": key, "step": node.name, "branch": node.branch}
     with store.folder_being_made(folder) as temporary:
@@ -165,7 +168,6 @@ def _source(work: Run, node: Node) -> Network:
 def _run(work: Run, node: Node, scratch: Path) -> Network:
     assert node.step is not None
     assert node.parent is not None
-    scratch.mkdir(parents=True, exist_ok=True)
     seed = node.seed(work.recipe.frame.seed)
     past, once = partial(_past, work, node), partial(_once, work, node)
     context = Context(work.data, seed, scratch, past, once, partial(_measure, work, scratch))
