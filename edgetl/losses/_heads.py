@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -23,16 +22,8 @@ Depth = Literal["full", "light"]
 """All blocks of the stages after it, or one for each of them."""
 
 
-@dataclass(frozen=True)
-class Stages:
-    """The blocks of a network by stage."""
-
-    blocks: tuple[tuple[str, ...], ...]
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        """Return the last block of every stage."""
-        return tuple(stage[-1] for stage in self.blocks)
+Stages = tuple[tuple[str, ...], ...]
+"""The blocks of a network, by stage."""
 
 
 class Head(nn.Module):
@@ -61,17 +52,17 @@ def stages_of(net: Network, most: int) -> Stages:
     else:
         starts = [i * len(places) // min(most, len(places)) for i in range(min(most, len(places)))]
     ends = [*starts[1:], len(places)]
-    return Stages(tuple(places[a:b] for a, b in zip(starts, ends, strict=True)))
+    return tuple(places[a:b] for a, b in zip(starts, ends, strict=True))
 
 
 def heads(net: Network, stages: Stages, classes: int, depth: Depth, seed: int) -> list[Head]:
     """Return a head of this many classes for every stage, with random weights."""
     torch.manual_seed(seed)
-    return [_head(net, stages, number, classes, depth) for number in range(len(stages.blocks))]
+    return [_head(net, stages, number, classes, depth) for number in range(len(stages))]
 
 
 def _head(net: Network, stages: Stages, number: int, classes: int, depth: Depth) -> Head:
-    rest, last = stages.blocks[number + 1 :], stages.blocks[-1]
+    rest, last = stages[number + 1 :], stages[-1]
     twin = _twin(net, classes)
     if rest:
         wanted = [place for stage in rest for place in (stage if depth == "full" else stage[:1])]
@@ -80,7 +71,7 @@ def _head(net: Network, stages: Stages, number: int, classes: int, depth: Depth)
         blocks = [live(net.family, _twin(net, classes)).at(last[-1]) for _ in last]
     else:
         blocks = []
-    return Head(stages.ends[number], net.family, blocks, _answering(net, twin))
+    return Head(stages[number][-1], net.family, blocks, _answering(net, twin))
 
 
 def _twin(net: Network, classes: int) -> nn.Module:

@@ -37,10 +37,14 @@ class Divergence(Loss):
         answers = self.answers[batch["index"]]
         if self.standardised:
             logits, answers = standardise(logits), standardise(answers)
-        teacher = functional.log_softmax(answers / self.temperature, dim=-1)
-        student = functional.log_softmax(logits / self.temperature, dim=-1)
-        loss = functional.kl_div(student, teacher, reduction="sum", log_target=True) * self.temperature**2
+        loss = softened(answers, logits, self.temperature)
         return loss, {"teacher": loss.detach()}
+
+
+def softened(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """Return T^2 * KL(teacher || student) of logits softened by T, classes last, summed over all else."""
+    log_p, log_q = ((x / temperature).log_softmax(-1) for x in (teacher, student))
+    return functional.kl_div(log_q, log_p, reduction="sum", log_target=True) * temperature**2
 
 
 def standardise(logits: Tensor) -> Tensor:

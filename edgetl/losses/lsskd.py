@@ -22,13 +22,13 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from edgetl.losses._heads import Head, heads, stages_of
 from edgetl.losses._memory import Memory, Table, Twin
 from edgetl.losses._places import valid
 from edgetl.losses.hidden import rows
-from edgetl.losses.logits import standardise
+from edgetl.losses.logits import softened, standardise
+from edgetl.losses.ps_kd import soft_cross_entropy
 from edgetl.recipe.objective import Objective
 from edgetl.train.course import Course
 from edgetl.train.lesson import Loss, epoch_of
@@ -87,9 +87,8 @@ class Layered(Loss):
     def _downwards(self, answers: Tensor) -> Tensor:
         """Return T^2 KL of the deepest head's answers to those of the shallower ones."""
         answers = standardise(answers) if self.options.standardised else answers
-        log_p = (answers[:, -1:].detach() / self.options.temperature).log_softmax(-1).expand_as(answers[:, :-1])
-        log_q = (answers[:, :-1] / self.options.temperature).log_softmax(-1)
-        return functional.kl_div(log_q, log_p, reduction="sum", log_target=True) * self.options.temperature**2
+        deepest = answers[:, -1:].detach().expand_as(answers[:, :-1])
+        return softened(deepest, answers[:, :-1], self.options.temperature)
 
     def _hints(self, found: list[Tensor], last: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the mean squared errors of the shallower heads' features, padding left out."""
@@ -102,16 +101,7 @@ class Layered(Loss):
         """Return T^2 KL of the deepest head's mean over the views, class by class, to the network's answer."""
         if not self.options.aggregate:
             return upright.new_zeros(())
-        every = aggregated(deepest.detach(), self.views)
-        log_p, log_q = ((x / self.options.temperature).log_softmax(-1) for x in (every, upright))
-        return functional.kl_div(log_q, log_p, reduction="sum", log_target=True) * self.options.temperature**2
-
-
-def soft_cross_entropy(logits: Tensor, truth: Tensor, before: Tensor | None, share: float) -> Tensor:
-    """Return the sum of cross entropies with (1 - share) * label + share * an earlier answer; classes come last."""
-    log_q = logits.log_softmax(-1)
-    hard = -log_q.gather(-1, truth[..., None]).sum()
-    return hard if before is None else (1 - share) * hard - share * (before * log_q).sum()
+        return softened(aggregated(deepest.detach(), self.views), upright, self.options.temperature)
 
 
 def aggregated(joint: Tensor, views: int) -> Tensor:

@@ -36,12 +36,17 @@ class PreviousEpoch(Loss):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum over the samples; in training, remember the answers."""
         share = self.last * epoch_of(progress, self.epochs) / self.epochs
-        truth = functional.one_hot(batch["labels"], logits.shape[-1]).to(logits.dtype)
-        target = (1 - share) * truth + share * self.table[batch["index"]]
-        loss = -(target * logits.log_softmax(-1)).sum()
+        loss = soft_cross_entropy(logits, batch["labels"], self.table[batch["index"]], share)
         if self.training:
             self.table[batch["index"]] = logits.detach().softmax(-1).to(self.table.dtype)
         return loss, {"ps_kd": loss.detach()}
+
+
+def soft_cross_entropy(logits: Tensor, truth: Tensor, before: Tensor | None, share: float) -> Tensor:
+    """Return the sum of cross entropies with (1 - share) * label + share * an earlier answer; classes come last."""
+    log_q = logits.log_softmax(-1)
+    hard = -log_q.gather(-1, truth[..., None]).sum()
+    return hard if before is None else (1 - share) * hard - share * (before * log_q).sum()
 
 
 class PsKd(Objective):

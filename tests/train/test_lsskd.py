@@ -16,7 +16,8 @@ from torch.nn import functional
 from edgetl.errors import BadInput
 from edgetl.losses._heads import heads, stages_of
 from edgetl.losses._memory import Twin
-from edgetl.losses.lsskd import Layered, Lsskd, aggregated, soft_cross_entropy
+from edgetl.losses.lsskd import Layered, Lsskd, aggregated
+from edgetl.losses.ps_kd import soft_cross_entropy
 from edgetl.methods.lsskd import LayeredTraining
 from edgetl.network.network import Network, create
 from edgetl.recipe.schema import Schedule
@@ -95,11 +96,12 @@ class TestHeads:
     def test_every_stage_of_a_resnet_has_one_that_ends_with_the_last_stages_shape(self):
         net = resnet(0)
         stages = stages_of(net, 3)
-        assert stages.ends == ("layers.1.1", "layers.2.1", "layers.3.1")
+        ends = tuple(stage[-1] for stage in stages)
+        assert ends == ("layers.1.1", "layers.2.1", "layers.3.1")
         made = heads(net, stages, 12, "full", 0)
         assert [len(h.blocks) for h in made] == [4, 2, 2]
         assert [len(h.blocks) for h in heads(net, stages, 12, "light", 0)] == [2, 1, 0]
-        features = taps_of(net, stages.ends)
+        features = taps_of(net, ends)
         for head in made:
             maps, answers = head(features, net.family.example(net.config, 2))
             assert maps.shape == features["layers.3.1"].shape
@@ -121,7 +123,7 @@ class TestHeads:
 
     def test_a_transformer_is_cut_into_stages_of_as_many_blocks(self, network):
         net = network(0)
-        assert stages_of(net, 3).ends == ("layers.0", "layers.1")
+        assert tuple(stage[-1] for stage in stages_of(net, 3)) == ("layers.0", "layers.1")
         made = heads(net, stages_of(net, 2), 12, "full", 0)
         assert [h.place for h in made] == ["layers.0", "layers.1"]
 
