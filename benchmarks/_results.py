@@ -1,13 +1,27 @@
-"""What benchmarks share: rows that an earlier run finished, and the file they are written to."""
+"""What benchmarks share: the machine, rows that an earlier run finished, and the file they are written to."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from edgetl.machine import cpu_model, usable_cpus
+
 Row = dict[str, Any]
+
+
+def host(packages: Iterable[str]) -> Row:
+    """The machine and the versions that every figure depends on."""
+    return {
+        "cpu": cpu_model(),
+        "cores": len(usable_cpus()),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        **{name: version(name) for name in packages},
+    }
 
 
 def finished(out: Path, now: Row) -> list[Row]:

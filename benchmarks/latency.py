@@ -21,19 +21,17 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from _results import Row, finished, keep
+from _results import Row, finished, host, keep
 from repeatability import cell, subject
 
 from edgetl import intervals, store
 from edgetl.dataset import open_data
 from edgetl.device import Device, probe
-from edgetl.machine import cpu_model, usable_cpus
 from edgetl.measure import summary
 from edgetl.measure.measurement import Measurement
 from edgetl.measure.rounds import Bench, Effort, Samples, interleave, pinned
@@ -189,10 +187,7 @@ def code() -> str:
 def conditions(made: Made, quick: bool) -> Row:
     """What the figures depend on; another machine or version begins anew."""
     return {
-        "cpu": cpu_model(),
-        "cores": len(usable_cpus()),
-        "python": ".".join(map(str, sys.version_info[:3])),
-        **{name: version(name) for name in ("edgetl", "torch", "onnxruntime", "numpy")},
+        **host(("edgetl", "torch", "onnxruntime", "numpy")),
         "threads": 1,
         "provider": "CPUExecutionProvider",
         "batch": 1,

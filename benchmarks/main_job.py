@@ -13,11 +13,10 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from edgetl.device import cpu_model, usable_cpus
+from _results import host
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "benchmarks"
@@ -71,10 +70,7 @@ def wanted(options: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
 def conditions() -> Row:
     """What the figures depend on."""
     return {
-        "cpu": cpu_model(),
-        "cores": len(usable_cpus()),
-        "python": ".".join(map(str, sys.version_info[:3])),
-        **{name: version(name) for name in PACKAGES},
+        **host(PACKAGES),
         "threads": 1,
         "batch": 1,
         "seed": 0,

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,10 @@ import _fisher
 import numpy as np
 import torch
 from _networks import answered, jobs, trained
+from _results import host
 from numpy.typing import NDArray
 
 from edgetl import intervals, plugins, store
-from edgetl.device import cpu_model, usable_cpus
 from edgetl.methods.optin import Optin
 from edgetl.methods.optin.search import search
 from edgetl.network import cost
@@ -91,10 +90,7 @@ def conditions(seeds: int) -> Row:
     """What the figures depend on; another machine or version begins anew."""
     packages = ("edgetl", "torch", "transformers", "numpy")
     return {
-        "cpu": cpu_model(),
-        "cores": len(usable_cpus()),
-        "python": ".".join(map(str, sys.version_info[:3])),
-        **{name: version(name) for name in packages},
+        **host(packages),
         "threads": 1,
         "seeds": seeds,
         "method": plugins.digest("methods", "optin")[:16],

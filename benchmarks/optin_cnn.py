@@ -15,20 +15,18 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _results import Row, finished, keep
+from _results import Row, finished, host, keep
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
 from edgetl import intervals, plugins, store
 from edgetl.data.arrays import Arrays
-from edgetl.device import cpu_model, usable_cpus
 from edgetl.methods.optin import Optin
 from edgetl.network import cost
 from edgetl.network.network import Network, create, load
@@ -92,10 +90,7 @@ def conditions(tested: int, keeps: Sequence[float]) -> Row:
     """What the figures depend on; another machine or version begins anew."""
     packages = ("edgetl", "torch", "torch-pruning", "numpy")
     return {
-        "cpu": cpu_model(),
-        "cores": len(usable_cpus()),
-        "python": ".".join(map(str, sys.version_info[:3])),
-        **{name: version(name) for name in packages},
+        **host(packages),
         "threads": 1,
         "method": plugins.digest("methods", "optin")[:16],
         "options": OPTIONS,

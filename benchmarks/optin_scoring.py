@@ -16,19 +16,17 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from _networks import answered, jobs, trained
-from _results import Row, finished, keep
+from _results import Row, finished, host, keep
 from numpy.typing import NDArray
 from torch import Tensor
 
 from edgetl import intervals, plugins
-from edgetl.device import cpu_model, usable_cpus
 from edgetl.methods.optin import fast
 from edgetl.methods.optin.sampling import Sampling, gates, recorded
 from edgetl.methods.optin.score import Distortion, Progress, combined, score
@@ -90,10 +88,7 @@ def conditions() -> Row:
     """What the figures depend on; another machine or version begins anew."""
     packages = ("edgetl", "torch", "transformers", "numpy")
     return {
-        "cpu": cpu_model(),
-        "cores": len(usable_cpus()),
-        "python": ".".join(map(str, sys.version_info[:3])),
-        **{name: version(name) for name in packages},
+        **host(packages),
         "threads": 1,
         "quantity": "CPU time",
         "method": plugins.digest("methods", "optin")[:16],

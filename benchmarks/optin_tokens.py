@@ -13,11 +13,9 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,14 +23,13 @@ import numpy as np
 import onnxruntime
 import torch
 from _networks import trained
-from _results import Row, finished, keep
+from _results import Row, finished, host, keep
 from numpy.typing import NDArray
 from optin import once, percent
 from repeatability import cell, subject
 
 from edgetl import intervals, plugins
 from edgetl.device import probe
-from edgetl.machine import cpu_model, usable_cpus
 from edgetl.measure import summary
 from edgetl.measure.rounds import Bench, Effort, Samples, interleave, pinned
 from edgetl.methods.optin import Optin
@@ -104,10 +101,7 @@ def main() -> None:
 def conditions(seeds: int, keeps: Sequence[float]) -> Row:
     """What the figures depend on; another machine or version begins anew."""
     return {
-        "cpu": cpu_model(),
-        "cores": len(usable_cpus()),
-        "python": ".".join(map(str, sys.version_info[:3])),
-        **{name: version(name) for name in ("edgetl", "torch", "transformers", "onnxruntime", "numpy")},
+        **host(("edgetl", "torch", "transformers", "onnxruntime", "numpy")),
         "threads": 1,
         "batch": 1,
         "seeds": seeds,

@@ -12,14 +12,12 @@ import argparse
 import json
 import random
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
-from _results import Row, finished, keep
+from _results import Row, finished, host, keep
 
 from edgetl import intervals
 from edgetl.device import Device, load_device
-from edgetl.machine import cpu_model, usable_cpus
 from edgetl.stages.profile import profile
 
 RESULT = Path(__file__).parent / "results" / "remote.json"
@@ -63,10 +61,7 @@ def conditions(pairs: int, bundle: Path) -> Row:
     """What the figures depend on."""
     manifest = json.loads((bundle / "manifest.json").read_text("utf-8"))
     return {
-        "cpu": cpu_model(),
-        "cores": len(usable_cpus()),
-        "python": ".".join(map(str, sys.version_info[:3])),
-        **{name: version(name) for name in ("edgetl", "onnxruntime", "numpy")},
+        **host(("edgetl", "onnxruntime", "numpy")),
         "model": manifest["name"],
         "macs": manifest["cost"]["macs"],
         "threads": 1,

@@ -17,16 +17,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from _results import Row, finished, keep
+from _results import Row, finished, host, keep
 
 from edgetl import intervals
 from edgetl.bundle import open_bundle, read_golden
 from edgetl.device import probe
-from edgetl.machine import cpu_model, usable_cpus
 from edgetl.measure import comparing, summary
 from edgetl.measure.measurement import identity
 from edgetl.measure.rounds import Bench, Effort, Samples, interleave, pinned
@@ -75,10 +73,7 @@ def main() -> None:
 def conditions(wanted: int) -> Row:
     """What the figures depend on; another machine or version begins anew."""
     return {
-        "cpu": cpu_model(),
-        "cores": len(usable_cpus()),
-        "python": ".".join(map(str, sys.version_info[:3])),
-        **{name: version(name) for name in ("edgetl", "onnxruntime", "numpy")},
+        **host(("edgetl", "onnxruntime", "numpy")),
         "threads": 1,
         "provider": "CPUExecutionProvider",
         "batch": 1,

@@ -15,14 +15,11 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from _results import Row, finished, keep
+from _results import Row, finished, host, keep
 from PIL import Image
-
-from edgetl.device import cpu_model, usable_cpus
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "benchmarks"
@@ -86,10 +83,7 @@ def conditions(pairs: int) -> Row:
     """What the figures depend on; another machine or version begins anew."""
     packages = ("edgetl", "onnxruntime", "numpy", "pillow", "tokenizers")
     return {
-        "cpu": cpu_model(),
-        "cores": len(usable_cpus()),
-        "python": ".".join(map(str, sys.version_info[:3])),
-        **{name: version(name) for name in packages},
+        **host(packages),
         "threads": 1,
         "provider": "CPUExecutionProvider",
         "batch": 1,
