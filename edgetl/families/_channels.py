@@ -17,13 +17,12 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from edgetl.errors import BadInput
 from edgetl.families._prep import recorded, side
-from edgetl.families._sizes import pick
+from edgetl.families._sizes import stated
 from edgetl.network.family import Family, Group, Prep
 from edgetl.network.names import Live, live
 from edgetl.network.saved import saved_prep
-from edgetl.network.source import locate, read_config
+from edgetl.network.source import locate
 from edgetl.strict import Strict
 from edgetl.types import Json
 
@@ -140,13 +139,9 @@ class HFConvolutional(Convolutional):
         """
         if not isinstance(source, str):
             return source
-        folder = locate(source)
-        config = read_config(folder)
-        if config.get("model_type") != self.kind:
-            found = config.get("model_type")
-            raise BadInput(f"{source} is a '{found}' model, not a {self.kind}", fix="choose the family that reads it")
-        pixels = side(folder)
-        return {**pick(self.sizes, config), **({} if pixels is None else {"image_size": pixels})}
+        sizes = stated(self.sizes, self.kind, source)
+        pixels = side(locate(source))
+        return {**sizes, **({} if pixels is None else {"image_size": pixels})}
 
     def prep(self, source: str | Mapping[str, Json], config: Json) -> Prep:
         """Return size and channels, and mean, deviation and filter where the folder records them."""

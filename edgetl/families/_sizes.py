@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, TypeVar
 from pydantic import Field, ValidationError
 
 from edgetl.errors import BadInput
+from edgetl.network.source import locate, read_config
 from edgetl.plugins import nearest
 from edgetl.strict import Strict
 from edgetl.types import Json
@@ -82,3 +83,16 @@ def complete(sizes: Strict, labels: int) -> dict[str, Json]:
 def pick(kind: type[Strict], config: Mapping[str, Json]) -> dict[str, Json]:
     """Return the sizes in a config.json, which holds much else."""
     return {key: config[key] for key in kind.model_fields if key in config}
+
+
+def stated(kind: type[Strict], model_type: str, source: str) -> dict[str, Json]:
+    """Return the sizes that the config.json of a folder or hub id states.
+
+    Raises:
+        BadInput: the source is missing, or of another kind.
+
+    """
+    config = read_config(locate(source))
+    if (found := config.get("model_type")) != model_type:
+        raise BadInput(f"{source} is a '{found}' model, not a {model_type}", fix="choose the family that reads it")
+    return pick(kind, config)

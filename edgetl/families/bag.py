@@ -16,12 +16,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from edgetl.errors import BadInput
-from edgetl.families._sizes import checked, complete, pick
+from edgetl.families._sizes import checked, complete, stated
 from edgetl.families._transformer import Transformer, initialise, texts
 from edgetl.network.family import Layout, Prep
 from edgetl.network.names import live
 from edgetl.network.saved import saved_prep
-from edgetl.network.source import locate, read_config
+from edgetl.network.source import locate
 from edgetl.strict import Strict
 from edgetl.types import Json
 
@@ -121,19 +121,12 @@ class Bag(Transformer):
 
     def config(self, source: str | Mapping[str, Json], labels: int) -> Json:
         """Return the sizes of a source, complete; see `BagSizes` for the keys of a mapping."""
-        given = self._from_folder(source) if isinstance(source, str) else source
+        given = stated(BagSizes, self.name, source) if isinstance(source, str) else source
         sizes = checked(BagSizes, given, self.name)
         if sizes.kept is not None and not _ascending(sizes.kept, sizes.vocab_size):
             problem = f"{self.name}: `kept` is not ascending numbers below vocab_size {sizes.vocab_size}"
             raise BadInput(problem, fix="list every token once, in order")
         return complete(sizes, labels)
-
-    def _from_folder(self, source: str) -> dict[str, Json]:
-        config = read_config(locate(source))
-        if config.get("model_type") != self.name:
-            kind = config.get("model_type")
-            raise BadInput(f"{source} is a '{kind}' model, not a {self.name}", fix="choose the family that reads it")
-        return pick(BagSizes, config)
 
     def fitted(self, sizes: Mapping[str, Json], data: Data) -> Mapping[str, Json]:
         """Return the sizes with the tokenizer's vocabulary, and of its tokens those that the training texts hold."""

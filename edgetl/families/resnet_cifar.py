@@ -12,11 +12,11 @@ from torch.nn import functional
 
 from edgetl.errors import BadInput
 from edgetl.families._channels import ConvNorm, Convolutional, initialise, noise
-from edgetl.families._sizes import checked, complete, pick
+from edgetl.families._sizes import checked, complete, stated
 from edgetl.network.family import Layout, Prep
 from edgetl.network.names import live, to_canonical
 from edgetl.network.saved import saved_prep
-from edgetl.network.source import is_weights, locate, read_config, read_shapes
+from edgetl.network.source import is_weights, locate, read_shapes
 from edgetl.strict import Strict
 from edgetl.types import Json
 
@@ -120,11 +120,7 @@ class ResNetCifar(Convolutional):
         where = locate(source)
         if is_weights(where):
             return self._measured(where)
-        config = read_config(where)
-        if config.get("model_type") != self.name:
-            kind = config.get("model_type")
-            raise BadInput(f"{source} is a '{kind}' model, not a {self.name}", fix="choose the family that reads it")
-        return pick(ResNetSizes, config)
+        return stated(ResNetSizes, self.name, source)
 
     def _measured(self, file: Path) -> dict[str, Json]:
         """Return the sizes that the weights of a bare file show."""
