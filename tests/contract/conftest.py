@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from edgetl.network.network import Network, create
 from edgetl.prepare import Prepared
 from edgetl.preprocess import Raw
 from edgetl.recipe.schema import Context
+from edgetl.train import checkpoint
 from edgetl.train.batches import Data
 from edgetl.types import Json
 
@@ -80,3 +84,28 @@ def context(tiny: Data, tmp_path: Path) -> Callable[..., Context]:
         return Context(tiny, seed, work, lambda step: (past or {})[step].copy(), once)
 
     return make
+
+
+class KilledError(Exception):
+    """A training ends where it is."""
+
+
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AbstractContextManager[None]]:
+    """`with killed(after=2):` a training that dies once it has saved its second epoch."""
+
+    @contextmanager
+    def dies(after: int = 1) -> Iterator[None]:
+        real, calls = checkpoint.save, count(1)
+
+        def save_then_die(*args: Any) -> None:
+            real(*args)
+            if next(calls) == after:
+                raise KilledError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "save", save_then_die)
+            with pytest.raises(KilledError):
+                yield
+
+    return dies

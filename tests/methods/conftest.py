@@ -12,4 +12,5 @@ assert _spec.loader is not None
 _module = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_module)
 
-_one_thread, tiny, network, context = _module._one_thread, _module.tiny, _module.network, _module.context
+_one_thread, killed, tiny = _module._one_thread, _module.killed, _module.tiny
+network, context = _module.network, _module.context

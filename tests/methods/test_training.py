@@ -174,19 +174,11 @@ def test_texts_are_learnt_as_well(cls, texts, context):
 
 
 @pytest.mark.parametrize("cls", [Lora, Distill])
-def test_a_killed_step_ends_with_the_same_bytes(cls, network, context, monkeypatch):
+def test_a_killed_step_ends_with_the_same_bytes(cls, network, context, killed, monkeypatch):
     step = cls(use="x", schedule=QUICK)
     whole = step.run(network(0), context("whole"))
-    real = checkpoint.save
-
-    def save_then_die(*args):
-        real(*args)
-        raise InterruptedError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", save_then_die)
-        with pytest.raises(InterruptedError):
-            step.run(network(0), context("parts"))
+    with killed():
+        step.run(network(0), context("parts"))
     ctx = context("parts")
     assert list(ctx.work.rglob("epoch-1.safetensors"))
     shutil.rmtree(ctx.work / "shared", ignore_errors=True)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,13 @@ from edgetl.recipe.read import read
 from edgetl.stages.compress import compress
 from edgetl.stages.export import export
 from edgetl.types import Json
+from tests.contract import conftest as contract
 
 Write = Callable[..., Path]
+Killed = Callable[..., AbstractContextManager[None]]
 Edgetl = Callable[..., subprocess.CompletedProcess[str]]
+
+killed = contract.killed
 
 SIZES = {
     "image_size": 8,

@@ -5,14 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-from _pytest.monkeypatch import MonkeyPatch
-
 from edgetl.network.network import load
 from edgetl.recipe.read import read
 from edgetl.stages.compress import compress
-from edgetl.train import checkpoint
-from tests.stages.conftest import Write
+from tests.stages.conftest import Killed, Write
 
 
 def learning(*layers: int) -> list[dict[str, Any]]:
@@ -26,20 +22,10 @@ def learning(*layers: int) -> list[dict[str, Any]]:
 
 
 def test_other_settings_do_not_go_on_from_a_killed_trainings_checkpoint(
-    tiny: Write, tmp_path: Path, monkeypatch: MonkeyPatch
+    tiny: Write, tmp_path: Path, killed: Killed
 ) -> None:
-    real, saved = checkpoint.save, []
-
-    def save_then_die(*args: Any) -> None:
-        real(*args)
-        saved.append(args)
-        if len(saved) == 3:  # the second step's first epoch
-            raise InterruptedError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", save_then_die)
-        with pytest.raises(InterruptedError):
-            compress(read(tiny(steps=learning(0))), tmp_path / "run")
+    with killed(after=3):  # the second step's first epoch
+        compress(read(tiny(steps=learning(0))), tmp_path / "run")
     assert list((tmp_path / "run" / "steps" / ".work").rglob("epoch-1.safetensors"))
     changed = read(tiny(steps=learning(1)))
     student = load(compress(changed, tmp_path / "run")["taught"])

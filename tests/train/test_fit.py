@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from itertools import count
 
 import pytest
 import torch
@@ -22,10 +21,6 @@ from edgetl.train.lesson import Lesson, Loss, Term
 QUICK = Schedule(epochs=3, lr=2e-3, batch=16)
 
 
-class KilledError(Exception):
-    pass
-
-
 def test_learns_a_separable_task(network, tiny, tmp_path):
     net = network(0)
     logs = fit(net, tiny, [Term(CrossEntropy())], Schedule(epochs=8, lr=3e-3, batch=16), 0, tmp_path)
@@ -36,21 +31,12 @@ def test_learns_a_separable_task(network, tiny, tmp_path):
 
 
 @pytest.mark.parametrize("stop", [1, 2])
-def test_a_killed_training_ends_with_the_same_bytes(network, tiny, tmp_path, monkeypatch, stop):
+def test_a_killed_training_ends_with_the_same_bytes(network, tiny, tmp_path, killed, stop):
     data = Data(tiny.prepared, (Augmentation(op="shift", pixels=1),))
     whole, parts = network(0), network(0)
     expected = fit(whole, data, [Term(CrossEntropy())], QUICK, 5, tmp_path / "whole")
-    real, calls = checkpoint.save, count(1)
-
-    def save_then_die(*args):
-        real(*args)
-        if next(calls) == stop:
-            raise KilledError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", save_then_die)
-        with pytest.raises(KilledError):
-            fit(parts, data, [Term(CrossEntropy())], QUICK, 5, tmp_path / "parts")
+    with killed(stop):
+        fit(parts, data, [Term(CrossEntropy())], QUICK, 5, tmp_path / "parts")
     assert list((tmp_path / "parts").rglob("*.safetensors"))
     torch.manual_seed(99)  # a new process starts from another random state
     resumed = network(0)

@@ -21,7 +21,6 @@ from edgetl.losses.mi_alpha import bound
 from edgetl.losses.ps_kd import PreviousEpoch, PsKd
 from edgetl.losses.relations import Relation, related
 from edgetl.recipe.schema import Schedule
-from edgetl.train import checkpoint
 from edgetl.train.course import Course, terms
 from edgetl.train.fit import fit
 from edgetl.train.lesson import Lesson
@@ -162,7 +161,7 @@ def test_what_cannot_be_compared_is_told(objective, network, context):
 
 
 def test_a_killed_training_with_its_own_earlier_answers_ends_with_the_same_bytes(
-    network, tiny, context, tmp_path, monkeypatch
+    network, tiny, context, tmp_path, killed
 ):
     schedule = Schedule(epochs=3, lr=2e-3, batch=16)
     objectives = [PsKd(), Hidden()]
@@ -173,16 +172,8 @@ def test_a_killed_training_with_its_own_earlier_answers_ends_with_the_same_bytes
         return net, fit(net, tiny, learnt, schedule, 5, tmp_path / name)
 
     expected, logs = trained("whole")
-    real = checkpoint.save
-
-    def save_then_die(*args):
-        real(*args)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", save_then_die)
-        with pytest.raises(KeyboardInterrupt):
-            trained("parts")
+    with killed():
+        trained("parts")
     resumed, again = trained("parts")
     assert again == logs
     assert resumed.digest == expected.digest

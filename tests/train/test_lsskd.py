@@ -21,7 +21,6 @@ from edgetl.losses.ps_kd import soft_cross_entropy
 from edgetl.methods.lsskd import LayeredTraining
 from edgetl.network.network import Network, create
 from edgetl.recipe.schema import Schedule
-from edgetl.train import checkpoint
 from edgetl.train.course import Course, terms
 from edgetl.train.fit import fit
 from edgetl.train.lesson import Lesson, Term
@@ -258,7 +257,7 @@ class TestMemory:
         assert Lsskd().chosen(1_281_167, 1000, 4) == "snapshot"
 
     @pytest.mark.parametrize("teacher", ["table", "snapshot", "average"])
-    def test_a_killed_training_ends_with_the_same_bytes(self, tiny, layered, tmp_path, monkeypatch, teacher):
+    def test_a_killed_training_ends_with_the_same_bytes(self, tiny, layered, tmp_path, killed, teacher):
         schedule = Schedule(epochs=3, lr=2e-3, batch=32)
 
         def trained(folder: str) -> tuple[Network, tuple]:
@@ -267,16 +266,8 @@ class TestMemory:
             return net, fit(net, tiny, [Term(loss)], schedule, 5, tmp_path / folder)
 
         expected, logs = trained("whole")
-        real = checkpoint.save
-
-        def save_then_die(*args):
-            real(*args)
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "save", save_then_die)
-            with pytest.raises(KeyboardInterrupt):
-                trained("parts")
+        with killed():
+            trained("parts")
         resumed, again = trained("parts")
         assert again == logs
         assert resumed.digest == expected.digest
