@@ -155,7 +155,7 @@ def test_a_unit_that_is_never_read_scores_zero_and_goes_first(family, tmp_path):
     before = {g.name: g.count for g in groups(net)}
     prices = [cost.price(net, g, data(family).mean_tokens()) for g, _ in picked.values()]
     share = 1 - sum(prices) / cost.macs(net, data(family).mean_tokens())
-    cut = Optin(keep_macs=share + 1e-9, samples=N).run(net, context(family, tmp_path))
+    cut = Optin(score="paper", keep_macs=share + 1e-9, samples=N).run(net, context(family, tmp_path))
     assert {g.name: before[g.name] - g.count for g in groups(cut)} == {n: int(n in picked) for n in before}
 
 
@@ -218,7 +218,7 @@ def test_every_share_is_kept_to_within_one_neuron(family, tmp_path):
     @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(st.floats(low + 1e-6, 1))
     def check(share: float) -> None:
-        cut = Optin(keep_macs=share, samples=N).run(net, ctx)
+        cut = Optin(score="paper", keep_macs=share, samples=N).run(net, ctx)
         allowed, used = share * cost.macs(net, tokens), cost.macs(cut, tokens)
         left = sum(g.count for g in groups(cut) if g.kind == "neurons")
         assert used <= allowed
@@ -230,7 +230,7 @@ def test_every_share_is_kept_to_within_one_neuron(family, tmp_path):
 @families
 def test_the_cut_answers_as_the_network_with_its_lost_units_silent(family, tmp_path):
     net, ctx = network(family), context(family, tmp_path)
-    cut = Optin(keep_macs=0.5 * (1 + fixed_share(net, family)), samples=N).run(net.copy(), ctx)
+    cut = Optin(score="paper", keep_macs=0.5 * (1 + fixed_share(net, family)), samples=N).run(net.copy(), ctx)
     kept = {e.tensors: set(e.indices) for e in cut.edits if isinstance(e, Keep)}
     left = {g.name for g in groups(cut)}
     with torch.no_grad():
@@ -250,21 +250,21 @@ def test_a_cut_network_can_be_cut_again_also_without_some_layers(family, tmp_pat
     net = net.edit([g.keep([]) for g in first] + [groups(net)[0].keep([0, 2])])
     tokens, ctx = data(family).mean_tokens(), context(family, tmp_path)
     share = 0.5 * (1 + fixed_share(net, family))
-    cut = Optin(keep_macs=share, samples=N).run(net, ctx)
+    cut = Optin(score="paper", keep_macs=share, samples=N).run(net, ctx)
     assert cost.macs(cut, tokens) <= share * cost.macs(net, tokens)
     assert cut.logits(ctx.data.batch(np.arange(2))).shape == (2, len(LABELS))
 
 
 def test_three_budgets_share_one_scoring(tmp_path):
     net, ctx = network("hf_vit"), context("hf_vit", tmp_path)
-    macs = [cost.macs(Optin(keep_macs=s, samples=N).run(net, ctx)) for s in (0.9, 0.7, 0.5)]
+    macs = [cost.macs(Optin(score="paper", keep_macs=s, samples=N).run(net, ctx)) for s in (0.9, 0.7, 0.5)]
     assert macs == sorted(macs, reverse=True)
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_the_whole_share_changes_nothing(tmp_path):
     net = network("hf_vit")
-    cut = Optin(keep_macs=1.0, samples=N).run(net, context("hf_vit", tmp_path))
+    cut = Optin(score="paper", keep_macs=1.0, samples=N).run(net, context("hf_vit", tmp_path))
     assert (cut.edits, cut.digest) == ((), net.digest)
 
 
@@ -272,15 +272,15 @@ def test_a_share_below_what_cannot_be_cut_names_the_smallest_one(tmp_path):
     net, ctx = network("hf_vit"), context("hf_vit", tmp_path)
     low = fixed_share(net, "hf_vit")
     with pytest.raises(BadInput, match="cannot be cut") as caught:
-        Optin(keep_macs=low / 2, samples=N).run(net, ctx)
+        Optin(score="paper", keep_macs=low / 2, samples=N).run(net, ctx)
     smallest = float(caught.value.fix.split()[3])
     assert low <= smallest <= low + 1e-3
-    assert cost.macs(Optin(keep_macs=smallest, samples=N).run(net, ctx)) <= smallest * cost.macs(net)
+    assert cost.macs(Optin(score="paper", keep_macs=smallest, samples=N).run(net, ctx)) <= smallest * cost.macs(net)
 
 
 def test_more_samples_than_there_are_is_an_error(tmp_path):
     with pytest.raises(BadInput, match=f"holds {N}") as caught:
-        Optin(samples=N + 1).run(network("hf_vit"), context("hf_vit", tmp_path))
+        Optin(score="paper", samples=N + 1).run(network("hf_vit"), context("hf_vit", tmp_path))
     assert f"{N} or less" in caught.value.fix
 
 
@@ -290,7 +290,7 @@ def test_a_network_that_is_not_finite_is_refused_by_the_name_of_its_block(family
     with torch.no_grad():
         net.names().linear("layers.1.ffn.down").bias[0] = math.nan
     with pytest.raises(Diverged, match=r"layers\.1 "):
-        Optin(samples=N, keep_macs=0.9).run(net, context(family, tmp_path))
+        Optin(score="paper", samples=N, keep_macs=0.9).run(net, context(family, tmp_path))
 
 
 def test_scoring_leaves_the_network_as_it_was():

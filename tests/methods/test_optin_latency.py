@@ -120,7 +120,7 @@ def tables(net: Network, watch: Watch) -> Table:
 
 
 def step(**more: object) -> Optin:
-    return Optin(samples=8, max_latency=MaxLatency(device="local", **more))  # type: ignore[arg-type]
+    return Optin(score="paper", samples=8, max_latency=MaxLatency(device="local", **more))  # type: ignore[arg-type]
 
 
 def test_tables_of_an_additive_clock_predict_every_network(net: Network, replay: Replay) -> None:
@@ -276,11 +276,11 @@ def test_without_a_run_nothing_is_measured(net, context):
 def test_a_budget_in_weights_is_kept_to_within_one_neuron(net, context):
     whole = cost.parameters(net)
     for share in (0.9, 0.7):
-        cut = Optin(keep_params=share, samples=8).run(net, context(f"share-{share}"))
+        cut = Optin(score="paper", keep_params=share, samples=8).run(net, context(f"share-{share}"))
         neuron = max(price for name, price in bill.weights(net).prices.items() if name.endswith("neurons"))
         assert share * whole - neuron < cost.parameters(cut) <= share * whole
     with pytest.raises(BadInput, match=r"keep_params 0\.01 is below"):
-        Optin(keep_params=0.01, samples=8).run(net, context("none"))
+        Optin(score="paper", keep_params=0.01, samples=8).run(net, context("none"))
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_the_fewest_tokens_merge_that_save_enough(saved, seed):
 
 @pytest.mark.parametrize(("keep", "share"), [(0.8, 0.2), (0.6, 0.5), (0.5, 0.8), (0.4, 1.0), (0.3, 0.8)])
 def test_tokens_take_their_share_and_the_budget_holds(net, context, keep, share):
-    cut = Optin(keep_macs=keep, token_share=share, samples=K).run(net.copy(), context())
+    cut = Optin(score="paper", keep_macs=keep, token_share=share, samples=K).run(net.copy(), context())
     dense, merges = cost.macs(net), [e for e in cut.edits if isinstance(e, MergeTokens)]
     assert cut.edits[-len(merges) :] == tuple(merges)
     assert cost.macs(cut) <= keep * dense
@@ -141,7 +141,7 @@ def test_tokens_take_their_share_and_the_budget_holds(net, context, keep, share)
 
 
 def test_without_a_share_no_token_merges(net, context):
-    cut = Optin(keep_macs=0.5, samples=K).run(net.copy(), context())
+    cut = Optin(score="paper", keep_macs=0.5, samples=K).run(net.copy(), context())
     assert not any(isinstance(edit, MergeTokens) for edit in cut.edits)
 
 
@@ -155,17 +155,19 @@ def test_a_merging_network_trains_on_with_adapters(net, context, tmp_path):
 
 
 def test_what_least_squares_fits_is_merged_after_it(net, context):
-    step = Optin(keep_macs=0.5, token_share=0.5, samples=K, compensate="least_squares", compensation_samples=20)
+    step = Optin(
+        score="paper", keep_macs=0.5, token_share=0.5, samples=K, compensate="least_squares", compensation_samples=20
+    )
     cut = step.run(net.copy(), context())
     assert cost.macs(cut) <= 0.5 * cost.macs(net)
     tuned = {k: v for k, v in cut.state().items() if k.endswith(("o.weight", "down.weight"))}
-    plain = Optin(keep_macs=0.5, token_share=0.5, samples=K).run(net.copy(), context("plain")).state()
+    plain = Optin(score="paper", keep_macs=0.5, token_share=0.5, samples=K).run(net.copy(), context("plain")).state()
     assert any(not torch.equal(v, plain[k]) for k, v in tuned.items())
 
 
 def test_a_merging_network_is_not_cut_again(net, context):
     with pytest.raises(BadInput, match="merges tokens already"):
-        Optin(keep_macs=0.5).run(net.edit([MergeTokens(0, 2)]), context())
+        Optin(score="paper", keep_macs=0.5).run(net.edit([MergeTokens(0, 2)]), context())
 
 
 RECIPE = {

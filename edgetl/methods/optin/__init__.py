@@ -18,15 +18,17 @@ Decisions where these are silent, disagree or err:
   they have a price in every layer; see search.py;
 - MACs count everything that runs, stem and head included, and the budget is never exceeded; a layer may lose all.
 
-Beyond the paper, as options that are off by default:
-- `max_latency`: the budget is time on a device, see latency.py and limit.py; `keep_params`: it is weights.
+`score: paper` is all of that, and exactly that. The default goes beyond it, each part measured by benchmarks/optin.py:
 - `score: normalised`: the trajectory's distortion is thousands of times the output's, so that a constant weight does
   nothing; each is divided by its total over all candidates before they are added. 1 is then a weight of equals.
 - `compensate: least_squares`: see compensate.py. The result has ordinary weights.
-- `search: fast`: see fast.py. All units are ranked by gradients, and those near the cut scored exactly.
-- `token_share`: tokens are the third unit, see tokens.py. The paper's "tau" has them, its "beta" and the default not.
 - `rounds`: the score of one unit knows nothing of others that go with it. Cut in steps, of equal ratios of the MACs,
   and score what is left anew.
+- `search: fast`, taken for networks of many units: see fast.py. All units are ranked by gradients, and those near the
+  cut scored exactly.
+Options that stay off until they are asked for:
+- `max_latency`: the budget is time on a device, see latency.py and limit.py; `keep_params`: it is weights.
+- `token_share`: tokens are the third unit, see tokens.py. The paper's "tau" has them, its "beta" and the default not.
 """
 
 from __future__ import annotations
@@ -62,6 +64,11 @@ log = logging.getLogger("edgetl")
 
 KEEP = 0.6
 BUDGETS = ("keep_macs", "keep_params", "max_latency")
+PAPER: Mapping[str, Any] = {"lambda_c": 0.1, "search": "exact", "rounds": 1, "compensate": "none"}
+"""What goes with `score: paper` where nothing else is asked for."""
+
+MANY = 2000
+"""Units above which `search: auto` is the fast one: exact scores would cost a thousand forward passes a sample."""
 
 
 class Optin(Step):
@@ -73,15 +80,15 @@ class Optin(Step):
     max_latency: Branches[MaxLatency | None] = None  # or a limit on the time of a call, measured on a device
     token_share: float = Field(0.0, ge=0, le=1)  # share of the saved MACs that merging tokens saves; the paper's is 0.8
     samples: int = Field(128, ge=1)  # training samples to score with, labels unused
-    lambda_c: float = Field(0.1, ge=0)  # weight of the output's distortion beside the trajectory's
+    score: Literal["normalised", "paper"] = "normalised"  # add both terms as shares of their totals, or plainly
+    lambda_c: float = Field(1.0, ge=0)  # weight of the output's term; the paper's is 0.1
     tokens: int = Field(768, ge=1)  # positions that the trajectory's distortion compares
     batch: int = Field(32, ge=1)  # samples in one forward: memory and speed
-    score: Literal["paper", "normalised"] = "paper"  # add both distortions as they are, or as shares of their totals
-    search: Literal["exact", "fast"] = "exact"  # score every unit, or rank by gradients and score those near the cut
+    search: Literal["auto", "exact", "fast"] = "auto"  # score all units, or rank them and score those near the cut
     rescore: Share = 0.02  # share of the neurons that the fast search scores exactly, besides half of the heads
-    rounds: int = Field(1, ge=1, le=4)  # cut in so many steps and score what is left anew after each
-    compensate: Literal["none", "least_squares"] = "none"  # fit what is left of a layer to the outputs it had
-    compensation_samples: int = Field(512, ge=2)  # training samples to fit with, labels unused
+    rounds: int = Field(3, ge=1, le=4)  # cut in so many steps and score what is left anew after each; the paper's is 1
+    compensate: Literal["least_squares", "none"] = "least_squares"  # fit what is left of a layer to the outputs it had
+    compensation_samples: int = Field(512, ge=2)  # training samples to fit with, or all there are; labels unused
     ridge: float = Field(1e-3, gt=0)  # pull of a fit to the weights as cut, as a share of the mean squared input
     multiple: int = Field(1, ge=1)  # keep neurons and channels in multiples of this: 16 is what a CPU's kernels like
     memory_mb: float = Field(4000, gt=0)  # most memory for scoring beyond the weights; the batch is split to keep it
@@ -92,9 +99,11 @@ class Optin(Step):
 
     @model_validator(mode="before")
     @classmethod
-    def _some_budget(cls, given: Any) -> Any:
-        none = isinstance(given, Mapping) and all(given.get(name) is None for name in BUDGETS)
-        return {**given, "keep_macs": KEEP} if none else given
+    def _defaults(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        budget = {} if any(given.get(name) is not None for name in BUDGETS) else {"keep_macs": KEEP}
+        return {**(PAPER if given.get("score") == "paper" else {}), **given, **budget}
 
     @field_validator("keep_params", "max_latency")
     @classmethod
@@ -121,7 +130,7 @@ class Optin(Step):
 
     def passes(self, rows: int, units: int) -> float:
         """Return about how many forward passes the scores cost: a silent unit runs half of the blocks again."""
-        each = 0.5 * units if self.search == "exact" else 0.5 * self.rescore * units + 2 * (fast.DRAWS + fast.ANSWERS)
+        each = 0.5 * units if self._exact(units) else 0.5 * self.rescore * units + 2 * (fast.DRAWS + fast.ANSWERS)
         return self.samples * each * self.rounds
 
     def run(self, net: Network, ctx: Context) -> Network:
@@ -167,7 +176,8 @@ class Optin(Step):
         """Return a cut network with its layers fitted to the outputs they had, where asked."""
         if self.compensate == "none":
             return cut
-        sample = Sample(self.compensation_samples, self.batch, ctx.seed)
+        count = min(self.compensation_samples, len(ctx.data.rows("train")))
+        sample = Sample(count, self.batch, ctx.seed)
         return compensated(net, cut, ctx.data, sample, self.ridge)
 
     def _check_groups(self, net: Network, groups: Sequence[Group]) -> None:
@@ -225,15 +235,11 @@ class Optin(Step):
 
     def _check_samples(self, there: int) -> None:
         """Refuse to draw more samples than there are."""
-        wanted = {"samples": (self.samples, "to score with")}
-        if self.compensate != "none":
-            wanted["compensation_samples"] = (self.compensation_samples, "to compensate with")
-        for field, (count, why) in wanted.items():
-            if count > there:
-                raise BadInput(
-                    f"{self.name or self.use}: {count} samples {why}, but the training split holds {there}",
-                    fix=f"set {field} to {there} or less",
-                )
+        if self.samples > there:
+            raise BadInput(
+                f"{self.name or self.use}: {self.samples} samples to score with, but the training split holds {there}",
+                fix=f"set samples to {there} or less",
+            )
 
     def _cut(self, net: Network, budget: int, merges: Sequence[MergeTokens], ctx: Context) -> Network:
         """Return a copy with as many of its best units as the budget pays for at the prices behind the merges."""
@@ -246,6 +252,10 @@ class Optin(Step):
             log.info("optin: %s: %d of %d kept", group.name, len(kept[group.name]), group.count)
         return net.edit([g.keep(kept[g.name]) for g in groups if len(kept[g.name]) < g.count])
 
+    def _exact(self, units: int) -> bool:
+        """Return whether every unit is scored exactly."""
+        return self.search == "exact" or (self.search == "auto" and units <= MANY)
+
     def _scores(self, found: Mapping[str, Distortion]) -> dict[str, NDArray[np.float64]]:
         return combined(found, self.lambda_c, normalised=self.score == "normalised")
 
@@ -254,7 +264,7 @@ class Optin(Step):
     ) -> dict[str, Distortion]:
         """Return the distortions of all units; exact ones are computed once for all branches of this step."""
         planned = Sampling(self.samples, self.tokens, self.batch, seed=0)
-        exact = self.search == "exact"
+        exact = self._exact(sum(g.count for g in groups))
         needed = memory(net, groups, ctx.data, planned, graph=not exact)
         batch = fitting(needed, self.batch, self.memory_mb * 1e6)
 
