@@ -49,10 +49,10 @@ SAMPLINGS = {
     "vit-fashion-mnist": Sampling(samples=128, tokens=768, batch=32, seed=0),
     "minilm-text": Sampling(samples=16, tokens=768, batch=8, seed=0),
 }
-PARTS = 10
-"""Of the units that both ways score, in turns."""
-UNITS = {"demo": 528, "vit-fashion-mnist": 200, "minilm-text": 120}
-"""That the peer scores too, spread evenly over all groups."""
+PARTS = 5
+"""Of the units that both ways score, in turns: few, as what a scoring does once is done for each of them."""
+UNITS = {"demo": 528, "vit-fashion-mnist": 792, "minilm-text": 1200}
+"""That the peer scores too, spread evenly over all groups: all of the smaller networks'."""
 WEIGHT = 0.1
 KEEP = 0.5
 RESCORE = 0.02
@@ -151,7 +151,7 @@ def parts(groups: Sequence[Group], most: int) -> Iterator[Units]:
     """Units of all groups in equal parts, as many as wanted, spread evenly."""
     total = sum(g.count for g in groups)
     picked = {
-        g.name: np.linspace(0, g.count - 1, max(PARTS // 5, round(most * g.count / total))).round() for g in groups
+        g.name: np.linspace(0, g.count - 1, max(1, round(most * g.count / total))).round() for g in groups
     }
     for part in range(PARTS):
         yield {name: sorted(set(units[part::PARTS].astype(int).tolist())) for name, units in picked.items()}
