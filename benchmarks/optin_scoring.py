@@ -150,9 +150,7 @@ def against_forwards(way: Trajectory, groups: Sequence[Group], layers: Mapping[s
 def parts(groups: Sequence[Group], most: int) -> Iterator[Units]:
     """Units of all groups in equal parts, as many as wanted, spread evenly."""
     total = sum(g.count for g in groups)
-    picked = {
-        g.name: np.linspace(0, g.count - 1, max(1, round(most * g.count / total))).round() for g in groups
-    }
+    picked = {g.name: np.linspace(0, g.count - 1, max(1, round(most * g.count / total))).round() for g in groups}
     for part in range(PARTS):
         yield {name: sorted(set(units[part::PARTS].astype(int).tolist())) for name, units in picked.items()}
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgetl import console
+from edgetl import console, ranks
 from edgetl.cli_flags import (
     Against,
     AsJson,
@@ -61,7 +61,7 @@ def run(recipe: RecipeName, out: Out = None, sets: Sets = None, seed: Seed = Non
     flags = ["-v"] if verbose else ["-q"] if quiet else []
     if code := run_stages(path, folder, overrides, flags, device):
         raise typer.Exit(code)
-    return _report([folder], as_json)
+    return _report([folder], as_json) if ranks.first() else None
 
 
 @app.command()
@@ -78,7 +78,8 @@ def compress(recipe: RecipeOption, out: Out = None, sets: Sets = None, seed: See
     from edgetl.recipe.read import read
     from edgetl.stages.compress import compress as stage
 
-    return console.show_paths("networks", stage(read(path, overrides), folder), folder, as_json)
+    made = stage(read(path, overrides), folder)
+    return console.show_paths("networks", made, folder, as_json) if ranks.first() else None
 
 
 @app.command()

@@ -122,11 +122,12 @@ def methods(context: typer.Context, as_json: AsJson = False) -> None:
 
 @methods_app.command("show")
 def methods_show(name: Annotated[str, typer.Argument(help="a method or a loss")], as_json: AsJson = False) -> None:
-    """Print the fields of a method or loss, their defaults and what they mean."""
+    """Print the fields of a method or loss, their defaults, what they mean, and what benchmarks say of them."""
     from edgetl import listing
 
-    lines = listing.fields(name)
-    console.show_lines("fields", ("field", "type", "default", "meaning"), lines, as_json)
+    fields = (("field", "type", "default", "meaning"), listing.fields(name))
+    measured = (("field", "benchmark", "result", "value"), listing.measured(name))
+    console.show_tables({"fields": fields, "measured": measured}, as_json)
 
 
 @runs_app.command("list")

@@ -17,7 +17,7 @@ from edgetl.gates import Facts, Verdict
 from edgetl.intervals import Interval
 from edgetl.measure import measurement
 from edgetl.measure.measurement import Measurement
-from edgetl.recipe.plan import files
+from edgetl.recipe.plan import files, folder_name
 from edgetl.types import Json
 
 NOTHING = Interval(0.0, 0.0, 0.0)
@@ -86,7 +86,7 @@ def rows(run: Path, plan: Mapping[str, Json]) -> list[Row]:
 
     """
     tests = Tests(run, _labels(run), _reference_logits(run, plan))
-    folders = [(name, run / "bundles" / name / f"{t['use']}-{t['precision']}") for name, t in files(plan)]
+    folders = [(name, run / "bundles" / name / folder_name(t)) for name, t in files(plan)]
     every = [(name, open_bundle(f)) for name, f in folders if (f / "manifest.json").is_file()]
     opened = [(name, bundle) for name, bundle in every if _current(run, plan, name, bundle)]
     references = [bundle for name, bundle in opened if name == plan["reference"]]
@@ -153,8 +153,8 @@ def _row(
     cut: bool,
 ) -> Row:
     manifest, reference = bundle.manifest, name == plan["reference"]
-    asked = bundle.folder.name.removeprefix(f"{manifest['target']}-")
-    planned = any((t["use"], t["precision"]) == (manifest["target"], asked) for t in plan["targets"])
+    asked = bundle.folder.name.rpartition("-")[2]
+    planned = any(folder_name(t) == bundle.folder.name for t in plan["targets"])
     judged = not reference or (not plan["students"] and planned)
     quality = _quality(bundle, name, tests, paired=judged)
     size = (bundle.folder / manifest["file"]).stat().st_size

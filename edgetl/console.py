@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgetl import __version__
+from edgetl import __version__, ranks
 from edgetl.errors import BadInput, BadInputs, EdgetlError
 from edgetl.extras import install
 from edgetl.plugins import FOLDERS_VARIABLE
@@ -39,7 +39,7 @@ def start(verbose: bool, quiet: bool, plugins: Path | None) -> None:
         if not plugins.is_dir():
             raise BadInput(f"--plugins {plugins}: no such folder", fix="give a folder with methods/, families/ ...")
         os.environ[FOLDERS_VARIABLE] = str(plugins.resolve())
-    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    level = logging.DEBUG if verbose else logging.WARNING if quiet or not ranks.first() else logging.INFO
     log = logging.getLogger("edgetl")
     log.setLevel(level)
     handler: logging.Handler
@@ -85,6 +85,18 @@ def show_lines(what: str, columns: Sequence[str], lines: Iterable[Sequence[objec
         show_json({what: [dict(zip(keys, line, strict=True)) for line in lines]})
     else:
         show(rows(what, columns, lines))
+
+
+def show_tables(tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[object]]]], as_json: bool) -> None:
+    """Print listings, each with its columns, one after another, or as one JSON object."""
+    if as_json:
+        show_json(
+            {what: [dict(zip(keys, line, strict=True)) for line in lines] for what, (keys, lines) in tables.items()}
+        )
+        return
+    for what, (columns, lines) in tables.items():
+        if lines:
+            show(rows(what, columns, lines))
 
 
 def show_paths(what: str, made: Mapping[str, Path], folder: Path, as_json: bool) -> None:

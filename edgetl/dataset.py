@@ -8,7 +8,9 @@ from pathlib import Path
 from edgetl import plugins
 from edgetl.errors import BadInput
 from edgetl.examples import Examples
+from edgetl.network.family import Family
 from edgetl.network.saved import source_config
+from edgetl.operations import kind_of
 from edgetl.prepare import Prepared, data_key, prepare
 from edgetl.preprocess import load_tokenizer
 from edgetl.recipe.read import Recipe
@@ -25,7 +27,7 @@ def open_data(recipe: Recipe, run: Path) -> tuple[Examples, Prepared]:
     model = recipe.frame.model
     family = plugins.find("families", model.family)
     examples = recipe.data.examples()
-    kind = "text" if examples.raw.kind == "text" else "image"
+    kind = kind_of(examples.raw)
     if kind != family.data:
         fix = f"choose a family for {kind} data, or another data source"
         raise BadInput(f"the data is {kind}, and family '{family.name}' reads {family.data}", fix=fix)
@@ -34,7 +36,19 @@ def open_data(recipe: Recipe, run: Path) -> tuple[Examples, Prepared]:
     operations = recipe.data.operations(examples.raw, family.prep(model.source, config))
     _check_tokenizer(operations, config)
     key = data_key(recipe.data, examples, operations, recipe.frame.seed)
-    return examples, prepare(recipe.data, examples, operations, recipe.frame.seed, run / "shared" / f"data-{key[:16]}")
+    folder = run / "shared" / f"data-{key[:16]}"
+    prepared = prepare(recipe.data, examples, operations, recipe.frame.seed, folder)
+    _check_shapes(family, config, prepared)
+    return examples, prepared
+
+
+def _check_shapes(family: Family, config: Json, prepared: Prepared) -> None:
+    """Refuse data of another shape than the backbone reads; texts are of any length."""
+    for name, example in family.example(config, 1).items():
+        given, wanted = prepared.inputs[name].shape[1:], tuple(example.shape[1:])
+        if family.data != "text" and given != wanted:
+            problem = f"the data gives {name} of shape {given}, the backbone reads {wanted}"
+            raise BadInput(problem, fix="set the sizes in model.source to the data's, or choose another data source")
 
 
 def _check_tokenizer(operations: Sequence[Operation], config: Json) -> None:

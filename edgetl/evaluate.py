@@ -26,6 +26,9 @@ Ints: TypeAlias = NDArray[np.integer]
 FP32_LIMIT = 1e-4
 """The largest difference of an fp32 file's logits from its torch network's, absolute or relative."""
 
+BINS = 10
+"""Equal parts of the range of confidence, as in the literature on calibration."""
+
 RESAMPLES = 1000
 """Bootstrap resamples of an interval."""
 
@@ -39,11 +42,13 @@ class Score:
     macro_f1: Interval
     per_class: Mapping[str, Interval]  # accuracy of each class that has samples
     n: int
+    ece: float  # expected calibration error: how far confidence is from accuracy, a share
 
     def to_json(self) -> dict[str, Json]:
         """Return the plain data that manifests and reports hold."""
         whole = {name: interval_json(getattr(self, name)) for name in ("accuracy", "balanced", "macro_f1")}
-        return {**whole, "per_class": {k: interval_json(v) for k, v in self.per_class.items()}, "n": self.n}
+        per_class = {k: interval_json(v) for k, v in self.per_class.items()}
+        return {**whole, "per_class": per_class, "n": self.n, "ece": self.ece}
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,20 @@ def score(logits: Floats, y: Ints, labels: Sequence[str], seed: int = 0) -> Scor
     present = [k for k in range(len(labels)) if truths[k]]
     per_class = {labels[k]: wilson(int(right[k]), int(truths[k])) for k in present}
     balanced, f1 = _means(matrix, accuracy, seed)
-    return Score(accuracy, balanced, f1, per_class, len(y))
+    return Score(accuracy, balanced, f1, per_class, len(y), calibration_error(logits, y))
+
+
+def calibration_error(logits: Floats, y: Ints) -> float:
+    """Return the expected calibration error of (n, K) logits, a share (Guo et al. 2017, arXiv 1706.04599).
+
+    Over `BINS` equal ranges of the confidence, (a, b], the mean distance of confidence from accuracy, by samples.
+    """
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    confidence = 1 / np.exp(shifted).sum(axis=1)  # of the answer, whose shifted logit is 0
+    right = np.argmax(logits, axis=1) == y
+    bins = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    gaps = np.bincount(bins, weights=confidence - right, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(y))
 
 
 def agreement(a: Floats, b: Floats) -> Interval:

@@ -34,6 +34,7 @@ class Examples:
     digest: str  # sha256 over all bytes, labels and parts
     describe: Callable[[int], str]  # how a message names a row: "data/pets/cat/3.jpg"
     skip_share: float = 0.0  # most rows, as a share, that preparation may find unreadable and leave out
+    groups: NDArray[np.int64] | None = None  # (N,): rows of one group, such as a person's, stay in one part
 
 
 class Augmentation(Strict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
@@ -18,6 +18,7 @@ from edgetl.recipe import yaml12
 from edgetl.recipe.branches import fan_outs
 from edgetl.recipe.load import find, load, required
 from edgetl.recipe.plan import read_plan
+from edgetl.recipe.schema import Measured
 
 _COMMENT = re.compile(r"^    (\w+): .*?  # (.+)$", re.MULTILINE)
 """A field and what its line says of it."""
@@ -99,6 +100,18 @@ def fields(name: str) -> list[Line]:
     before = ["", *["losses." for _ in found[1:]]]
     return [line for b, cls in zip(before, found, strict=True) for key in cls.model_fields
             for line in _field(cls, key, b, fan_outs(cls))]  # fmt: skip
+
+
+def measured(name: str) -> list[Line]:
+    """Return field, benchmark, result and value of what was measured of a method's options."""
+    if name not in plugins.names("methods"):
+        return []
+    found: Mapping[str, tuple[Measured, ...]] = plugins.find("methods", name).measured
+    return [(field, one.benchmark, one.target, _interval(one)) for field, every in found.items() for one in every]
+
+
+def _interval(one: Measured) -> str:
+    return f"{one.value:g}" if one.low is None or one.high is None else f"{one.value:g} ({one.low:g} to {one.high:g})"
 
 
 def _field(cls: type[BaseModel], key: str, before: str, branching: Sequence[str] = ()) -> Iterator[Line]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import UnionType
 from typing import TypeAlias
 
 from edgetl.errors import Refused
@@ -43,7 +44,29 @@ _MANIFEST: dict[str, Spec] = {
     "provenance": {"edgetl": str, "recipe_sha256": str, "backbone": dict, "data_sha256": str},
 }
 
-_CHOICES = {"task": ("classification",), "raw.kind": ("image", "text", "array")}
+_OPTIONAL: dict[str, Spec] = {
+    "dtypes": dict,
+    "parity.shapes": [dict],
+    "provenance.given_back": [str],
+    "provenance.calibration": {"part": str, "samples": int, "outside": {"tensor": str, "share": _NUMBER}},
+    "provenance.ladder": [
+        {
+            "precision": str,
+            "outcome": str,
+            "reason": str,
+            "size_bytes": (None, int),
+            "given_back": [str],
+            "time_ms": (None, _INTERVAL),
+            "ratio": (None, _INTERVAL),
+        }
+    ],
+}
+"""Keys that older bundles lack."""
+
+MOST_RUNGS, MOST_NODES, MOST_WORDS = 100, 100_000, 2000
+"""Files of a ladder, nodes of a network, and characters of a name or reason: more are in no real manifest."""
+
+_CHOICES = {"task": ("classification",), "raw.kind": ("image", "text", "audio", "array")}
 _AGAIN = "export the bundle again"
 _MOST = 1e100
 """What no number of a real file exceeds: beyond, sums and quotients need not be numbers."""
@@ -63,12 +86,23 @@ def check(manifest: Json, files: frozenset[str]) -> None:
         problem = f"the bundle has schema_version {version}; this edgetl reads up to {SCHEMA_VERSION}"
         raise Refused(problem, fix="pip install --upgrade edgetl")
     _fits(manifest, _MANIFEST, "")
+    for key, spec in _OPTIONAL.items():
+        if (found := _at(manifest, key)) is not None:
+            _fits(found, spec, key)
     for key, allowed in _CHOICES.items():
-        value: Json = manifest
-        for part in key.split("."):
-            value = value[part]
+        value = _at(manifest, key)
         _need(value in allowed, key, f"is {value!r}, not one of: {', '.join(allowed)}")
     _values(manifest, files)
+    _made(manifest)
+
+
+def _at(manifest: Json, key: str) -> Json:
+    """Return what stands at a key with dots, None where it is not there."""
+    for part in key.split("."):
+        manifest = manifest.get(part)
+        if manifest is None:
+            return None
+    return manifest
 
 
 def _values(manifest: Mapping[str, Json], files: frozenset[str]) -> None:
@@ -99,6 +133,31 @@ def _values(manifest: Mapping[str, Json], files: frozenset[str]) -> None:
         _need(item["range"] is None or len(item["range"]) == 2, f"inputs.{i}.range", "is not [low, high]")
 
 
+def _made(manifest: Mapping[str, Json]) -> None:
+    """Check how the file says that it was lowered and chosen."""
+    dtypes, calibration = manifest.get("dtypes") or {}, _at(manifest, "provenance.calibration")
+    shares = all(_is(share, int | float) and 0 <= share <= 1 + 1e-6 for share in dtypes.values())
+    _need(shares and len(dtypes) <= MOST_RUNGS, "dtypes", "holds no shares of the work")
+    sizes = [size for one in _at(manifest, "parity.shapes") or () for size in one.values()]
+    _need(all(_is(size, int | float) and size >= 0 for size in sizes), "parity.shapes", "holds what is no size")
+    _need(calibration is None or calibration["samples"] >= 0, "provenance.calibration", "has a negative count")
+    rungs = _at(manifest, "provenance.ladder") or []
+    _need(len(rungs) <= MOST_RUNGS, "provenance.ladder", f"has more than {MOST_RUNGS} entries")
+    for i, rung in enumerate(rungs):
+        key = f"provenance.ladder.{i}"
+        _need(rung["outcome"] in ("ships", "rejected"), f"{key}.outcome", f"is {rung['outcome'][:60]!r}")
+        _need((rung["size_bytes"] or 0) >= 0, f"{key}.size_bytes", "is negative")
+        _need(isinstance(rung.get("target", ""), str), f"{key}.target", "has the wrong type")
+        _names([rung["reason"], rung["precision"], rung.get("target", ""), *rung["given_back"]], key)
+    _need(sum(rung["outcome"] == "ships" for rung in rungs) == bool(rungs), "provenance.ladder", "ships not one file")
+    _names([*dtypes, *(_at(manifest, "provenance.given_back") or ())], "provenance.given_back")
+
+
+def _names(names: Sequence[str], key: str) -> None:
+    _need(len(names) <= MOST_NODES, key, f"has more than {MOST_NODES} entries")
+    _need(all(len(name) <= MOST_WORDS for name in names), key, f"has a text of more than {MOST_WORDS} characters")
+
+
 def _fits(value: Json, spec: Spec, key: str) -> None:
     if isinstance(spec, dict):
         _need(isinstance(value, dict), key, "must be a mapping")
@@ -123,7 +182,7 @@ def _one_of(value: Json, specs: tuple[Spec, ...], key: str) -> None:
     _fits(value, specs[-1], key)
 
 
-def _is(value: Json, kind: type) -> bool:
+def _is(value: Json, kind: type | UnionType) -> bool:
     """Whether a JSON value has a type; true and false are no numbers, nor is what is not finite or too large."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         return False

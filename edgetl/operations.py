@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from edgetl.errors import Refused
 from edgetl.types import Json, Operation
@@ -13,15 +13,43 @@ from edgetl.types import Json, Operation
 if TYPE_CHECKING:
     from edgetl.preprocess import Raw
 
+Kind: TypeAlias = Literal["image", "text", "sensor", "audio"]
+"""What a family reads: pictures, texts, windows of readings, or recordings."""
+
+INPUTS: Mapping[Kind, tuple[str, ...]] = {
+    "image": ("pixel_values",),
+    "text": ("input_ids", "attention_mask"),
+    "sensor": ("input_values",),
+    "audio": ("input_values",),
+}
+"""What a network calls its inputs, by kind of data."""
+
 MAX_SIDE = 8192
 """Most pixels along one side that an operation may ask for."""
 
+MAX_RATE = 768_000
+MAX_SAMPLES = 30_000_000
+"""Most samples of a recording, per channel: over ten minutes at 48 kHz."""
+
+MAX_WINDOW = 65_536
+"""Most samples of a spectrogram's frame, and between frames."""
+
+MAX_BANDS = 512
 MAX_TOKENS = 32_768
 """Most tokens that an operation may ask for."""
 
 MAX_OPERATIONS = 16
+IMAGE = ("resize", "resize_shorter", "center_crop")
+AUDIO = ("decode_wav", "pad_or_trim", "log_mel")
 FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")
 DTYPES = ("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
+
+
+def kind_of(raw: Raw) -> Kind:
+    """Return the kind of data: arrays of three axes, and bytes of two, are pictures, other arrays are readings."""
+    if raw.kind != "array":
+        return raw.kind
+    return "image" if len(raw.shape) == 3 or (len(raw.shape) == 2 and raw.dtype == "uint8") else "sensor"
 
 
 def check_operations(operations: Sequence[Operation], raw: Raw) -> None:
@@ -44,6 +72,8 @@ def check_operations(operations: Sequence[Operation], raw: Raw) -> None:
     for number, operation in enumerate(operations, 1):
         if operation["op"] == "normalise":
             _check_channels(number, operation, operations[0])
+    if raw.kind == "audio":
+        _check_spectrogram(*operations[:3])
 
 
 def _check_parameters(number: int, operation: Json) -> None:
@@ -61,7 +91,7 @@ def _check_parameters(number: int, operation: Json) -> None:
 
 
 def _check_raw(raw: Raw) -> None:
-    if raw.kind not in ("image", "text", "array"):
+    if raw.kind not in ("image", "text", "audio", "array"):
         raise _refusal(f"reads {raw.kind!r}, which is no kind of data")
     sides = isinstance(raw.shape, tuple) and 1 <= len(raw.shape) <= 4 and all(_whole(MAX_SIDE)(s) for s in raw.shape)
     if raw.kind == "array" and not (raw.dtype in DTYPES and sides and math.prod(raw.shape) <= MAX_SIDE**2):
@@ -70,6 +100,8 @@ def _check_raw(raw: Raw) -> None:
 
 def _check_kind(ops: Sequence[str], raw: Raw) -> None:
     first = ops[0] if ops else None
+    if (raw.kind == "audio") != (tuple(ops[:3]) == AUDIO) or any(op in AUDIO for op in ops[3:]):
+        raise _refusal(f"a recording, and only a recording, begins with {', '.join(AUDIO)}", 1)
     if raw.kind == "image" and first != "decode":
         raise _refusal("an image is decoded first", 1)
     if (raw.kind == "text") != (first == "tokenize") or (first == "tokenize" and len(ops) > 1):
@@ -77,16 +109,28 @@ def _check_kind(ops: Sequence[str], raw: Raw) -> None:
     if first == "decode" and raw.kind == "array" and not (raw.dtype == "uint8" and len(raw.shape) in (2, 3)):
         raise _refusal("only uint8 arrays (height, width) or (height, width, channels) are images", 1)
     for number, op in enumerate(ops, 1):
-        if _RANK[op] == _RANK["resize"] and first != "decode":
+        if op in IMAGE and first != "decode":
             raise _refusal(f"'{op}' needs a decoded image", number)
         if op == "normalise" and "to_float" not in ops:
             raise _refusal("'normalise' follows 'to_float'", number)
 
 
 def _check_channels(number: int, operation: Operation, first: Operation) -> None:
-    channels = {"L": 1, "RGB": 3}.get(str(first.get("mode")), len(operation["mean"]))
+    known = {"L": 1, "RGB": 3}.get(str(first.get("mode")))
+    channels = 1 if first["op"] == "decode_wav" else known or len(operation["mean"])
     if not len(operation["mean"]) == len(operation["std"]) == channels:
         raise _refusal(f"'normalise' wants {channels} values in mean and in std", number)
+
+
+def _check_spectrogram(decode: Operation, trim: Operation, mel: Operation) -> None:
+    if mel["rate"] != decode["rate"]:
+        raise _refusal("'log_mel' and 'decode_wav' want one rate", 3)
+    if mel["window"] > trim["samples"] or mel["hop"] > mel["window"]:
+        raise _refusal("'log_mel' wants a hop within its window, and a window within the samples", 3)
+    if not mel["low"] < mel["high"] <= mel["rate"] / 2:
+        raise _refusal("'log_mel' wants low below high, and high at most half the rate", 3)
+    if trim["samples"] // mel["hop"] * max(mel["bands"], mel["window"]) > MAX_SIDE**2:
+        raise _refusal("'log_mel' would make a spectrogram of absurd size", 3)
 
 
 def _refusal(words: str, number: int | None = None) -> Refused:
@@ -109,11 +153,17 @@ def _numbers(least: float) -> Callable[[Json], bool]:
     return valid
 
 
+def _number(least: float) -> Callable[[Json], bool]:
+    return lambda value: type(value) in (int, float) and math.isfinite(value) and value >= least
+
+
 def _bare(name: Json) -> bool:
     return isinstance(name, str) and 0 < len(name) < 100 and not name.startswith(".") and not set(name) & set("/\\:\0")
 
 
 _side = (_whole(MAX_SIDE), f"a whole number from 1 to {MAX_SIDE}")
+_rate = (_whole(MAX_RATE), f"a whole number from 1 to {MAX_RATE}")
+_frame = (_whole(MAX_WINDOW), f"a whole number from 1 to {MAX_WINDOW}")
 _filter = (FILTERS.__contains__, f"one of {', '.join(FILTERS)}")
 _PARAMETERS: Mapping[str, Mapping[str, tuple[Callable[[Json], bool], str]]] = {
     "decode": {"mode": (("L", "RGB").__contains__, "L or RGB")},
@@ -124,9 +174,20 @@ _PARAMETERS: Mapping[str, Mapping[str, tuple[Callable[[Json], bool], str]]] = {
     "resize": {"height": _side, "width": _side, "resample": _filter},
     "resize_shorter": {"size": _side, "resample": _filter},
     "center_crop": {"height": _side, "width": _side},
+    "decode_wav": {"rate": _rate},
+    "pad_or_trim": {"samples": (_whole(MAX_SAMPLES), f"a whole number from 1 to {MAX_SAMPLES}")},
+    "log_mel": {
+        "rate": _rate,
+        "window": _frame,
+        "hop": _frame,
+        "bands": (_whole(MAX_BANDS), f"a whole number from 1 to {MAX_BANDS}"),
+        "low": (_number(0), "hertz from 0"),
+        "high": (_number(0), "hertz from 0"),
+        "floor": (_number(1e-30), "a positive number"),
+    },
     "channels_first": {},
     "to_float": {},
     "normalise": {"mean": (_numbers(-math.inf), "numbers"), "std": (_numbers(0), "positive numbers")},
 }
 _RANK = {"decode": 0, "tokenize": 0, "resize": 1, "resize_shorter": 1, "center_crop": 1, "channels_first": 2}
-_RANK |= {"to_float": 3, "normalise": 4}
+_RANK |= {"decode_wav": 0, "pad_or_trim": 1, "log_mel": 2, "to_float": 3, "normalise": 4}

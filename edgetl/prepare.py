@@ -17,9 +17,11 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.errors import BadInput, BadInputs, EdgetlError, Refused
+from edgetl.errors import BadInput, EdgetlError, Refused
 from edgetl.examples import PARTS, Examples, Part, Source
+from edgetl.operations import INPUTS, kind_of
 from edgetl.preprocess import IDS, MASK, Preprocess, Raw
+from edgetl.splits import split
 from edgetl.store import digest, file_digest, folder_being_made, read_json, write_json
 from edgetl.types import Array, Json, Operation
 
@@ -50,36 +52,6 @@ class Prepared:
         return Preprocess(self.operations, self.raw, tuple(self.inputs), self.folder)
 
 
-def split(
-    examples: Examples, source: Source, seed: int, skipped: Sequence[int] = ()
-) -> Mapping[Part, NDArray[np.int64]]:
-    """Return the rows of every part: published parts as they are, missing ones cut from "train", class by class.
-
-    A class gives its share to a part, rounded, and at least one example.
-
-    Raises:
-        BadInput: a class does not reach every part.
-
-    """
-    from sklearn.model_selection import train_test_split
-
-    parts = {part: np.setdiff1d(rows, skipped).astype(np.int64) for part, rows in examples.parts.items()}
-    cuts: tuple[tuple[Part, float], ...] = (("test", source.test), ("validation", source.validation))
-    missing = [(part, share) for part, share in cuts if part not in parts]
-    _check_counts(examples, parts, 1 + len(missing))
-    for part, share in missing:
-        kept, taken = [], []
-        for number in range(len(examples.labels)):
-            rows = parts["train"][examples.y[parts["train"]] == number]
-            most = len(rows) - 1 - (part == "test" and "validation" not in parts)
-            size = min(max(1, round(share * len(rows))), most)
-            stay, go = train_test_split(rows, test_size=size, random_state=seed)
-            kept.append(stay)
-            taken.append(go)
-        parts["train"], parts[part] = np.sort(np.concatenate(kept)), np.sort(np.concatenate(taken))
-    return {part: parts[part] for part in PARTS}
-
-
 def data_key(source: Source, examples: Examples, operations: Sequence[Operation], seed: int) -> str:
     """Return the hash of all that prepared data is made from, the libraries that decode it included."""
     operations, tokenizer = _localised(operations)
@@ -108,7 +80,7 @@ def prepare(source: Source, examples: Examples, operations: Sequence[Operation],
     with folder_being_made(folder) as made:
         if tokenizer is not None:
             shutil.copyfile(tokenizer, made / TOKENIZER)
-        names = (IDS, MASK) if tokenizer is not None else ("pixel_values",)
+        names = INPUTS[kind_of(examples.raw)]
         process = Preprocess(operations, examples.raw, names, made)
         skipped = _write_inputs(examples, process, made)
         splits = split(examples, source, seed, skipped)
@@ -163,23 +135,6 @@ def open_prepared(folder: Path) -> Prepared:
     if not inside or any(len(array) != len(y) for array in arrays.values()):
         raise Refused(f"{folder}: its arrays do not fit together", fix=again)
     return prepared
-
-
-def _check_counts(examples: Examples, parts: Mapping[Part, NDArray[np.int64]], needed: int) -> None:
-    errors = []
-    for part, rows in parts.items():
-        counts = np.bincount(examples.y[rows], minlength=len(examples.labels))
-        least = needed if part == "train" else 1
-        for number in np.flatnonzero(counts < least):
-            name, count = examples.labels[number], counts[number]
-            problem = f"class '{name}' has {count} of the {least} examples it needs in the {part} part"
-            fix = f"add examples of '{name}', or leave the class out"
-            errors.append(BadInput(problem, fix=fix))
-    if len(errors) > 5:
-        rest = BadInput(f"{len(errors) - 5} more classes lack examples", fix="check the labels of every part")
-        errors = [*errors[:5], rest]
-    if errors:
-        raise errors[0] if len(errors) == 1 else BadInputs(errors)
 
 
 def _localised(operations: Sequence[Operation]) -> tuple[tuple[Operation, ...], Path | None]:

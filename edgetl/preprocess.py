@@ -22,6 +22,7 @@ from edgetl.types import Array, Feed, Operation
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from edgetl.audio import Samples
     from edgetl.images import Resample
 
 MAX_TOKENIZER_BYTES = 256 * 10**6
@@ -32,7 +33,7 @@ IDS, MASK = "input_ids", "attention_mask"
 class Raw:
     """How the bytes of one raw example read."""
 
-    kind: Literal["image", "text", "array"]  # an encoded image file, UTF-8, or C-ordered numbers
+    kind: Literal["image", "text", "audio", "array"]  # an image file, UTF-8, a WAV file, or C-ordered numbers
     dtype: str = ""  # of arrays
     shape: tuple[int, ...] = ()
 
@@ -73,7 +74,7 @@ class Preprocess:
             BadInput: the bytes are no UTF-8, or not as many as the array's shape holds.
 
         """
-        if self.raw.kind == "image":
+        if self.raw.kind in ("image", "audio"):
             return data
         if self.raw.kind == "text":
             return _utf8(data)
@@ -83,9 +84,10 @@ class Preprocess:
         return np.frombuffer(data, dtype).reshape(self.raw.shape)
 
     def head(self, value: object) -> dict[str, Array]:
-        """Return the arrays of one sample by input name, without a batch axis: (C, H, W), or (N,) ids and mask.
+        """Return the arrays of one sample by input name, without a batch axis: (C, ...), or (N,) ids and mask.
 
-        `value` is a path, file bytes, PIL image or uint8 array for images, a str for text, else an array.
+        `value` is a path, file bytes, PIL image or uint8 array for images, a path, file bytes or samples for audio, a
+        str for text, else an array.
 
         Raises:
             BadInput: the value is of another kind, or cannot be read.
@@ -100,7 +102,7 @@ class Preprocess:
         return {self.inputs[0]: np.ascontiguousarray(cast(Array, x))}
 
     def tail(self, feed: Feed) -> Feed:
-        """Return the batch as the network reads it: float32 (B, C, H, W), or int64 ids and mask (B, longest).
+        """Return the batch as the network reads it: float32 (B, C, ...), or int64 ids and mask (B, longest).
 
         Raises:
             BadInput: the batch does not have as many channels as the list normalises.
@@ -128,7 +130,7 @@ class Preprocess:
 
     @property
     def _decodes(self) -> bool:
-        return bool(self.operations) and self.operations[0]["op"] == "decode"
+        return bool(self.operations) and self.operations[0]["op"] in ("decode", "decode_wav")
 
     def _tokens(self, value: object) -> dict[str, Array]:
         if not isinstance(value, str):
@@ -224,6 +226,25 @@ def _center_crop(x: object, operation: Operation) -> Array:
     return center_crop(cast(Array, x), operation["height"], operation["width"])
 
 
+def _decode_wav(value: object, operation: Operation) -> Array:
+    from edgetl.audio import decode
+
+    return decode(value, operation["rate"])
+
+
+def _pad_or_trim(x: object, operation: Operation) -> Array:
+    from edgetl.audio import pad_or_trim
+
+    return pad_or_trim(cast("Samples", x), operation["samples"])
+
+
+def _log_mel(x: object, operation: Operation) -> Array:
+    from edgetl.audio import log_mel, mel_filters
+
+    filters = mel_filters(*(operation[key] for key in ("rate", "window", "bands", "low", "high")))
+    return log_mel(cast("Samples", x), operation["window"], operation["hop"], filters, operation["floor"])
+
+
 def _channels_first(x: object, _: Operation) -> Array:
     return np.moveaxis(cast(Array, x), -1, 0)
 
@@ -245,6 +266,9 @@ _HEAD: Mapping[str, Callable[[object, Operation], Array]] = {
     "resize": _resize,
     "resize_shorter": _resize_shorter,
     "center_crop": _center_crop,
+    "decode_wav": _decode_wav,
+    "pad_or_trim": _pad_or_trim,
+    "log_mel": _log_mel,
     "channels_first": _channels_first,
 }
 _TAIL: Mapping[str, Callable[[Array, Operation], Array]] = {"to_float": _to_float, "normalise": _normalise}

@@ -25,11 +25,11 @@ _PEAKS: Mapping[str, tuple[str, ...]] = {
     "bf16": ("bf16_gflops",),
     "int8": ("int8_gops",),
     "int8_dynamic": ("int8_gops",),
-    "w8": _FLOATS,
-    "w4": _FLOATS,
+    "w8": (*_FLOATS, "int8_gops"),
+    "w4": (*_FLOATS, "int8_gops"),
 }
-"""The rates that bound the arithmetic of a precision, the highest that the device has: weights that are only stored
-short are computed with in fp32, and a GPU's runtime may compute fp32 as TF32."""
+"""The rates that bound the arithmetic of a precision, the highest that the device has: short weights are multiplied in
+int8 where the runtime can, else in fp32, and a GPU's runtime may compute fp32 as TF32."""
 
 _BYTES: Mapping[str, float] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "int8_dynamic": 1, "w8": 1, "w4": 0.5}
 """Bytes of one weight; the manifest counts those of the base file, in fp32."""
@@ -83,6 +83,27 @@ class Roofline:
         return f"{self.pct_of_roofline:.0f} % of {self.t_roof_ms:.3g} ms ({', '.join(notes)})"
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What an artifact takes at best on a device where it was not run, from what its file and the device's say."""
+
+    ms: float | None  # of a call at batch 1; None: the device's file has no rate for this precision and these threads
+    memory_bytes: float  # all weights, and the largest of the values between nodes
+    size_bytes: int  # of the file
+    peak_source: Literal["measured", "datasheet"] | None  # None: no rate is known
+
+
+def predict(manifest: Mapping[str, Json], size_bytes: int, device: Device) -> Prediction:
+    """Return what an artifact takes at best on a device, from those of its rates that are known."""
+    peaks, work = device.roofline, works(manifest)
+    memory = sum(w.weight_bytes for w in work) + max((w.activation_bytes for w in work), default=0.0)
+    peak, bandwidth = _rates(manifest, device)
+    if peaks is None or not work or (peak is None and bandwidth is None):
+        return Prediction(None, memory, size_bytes, None)
+    _, moved, nodes = times(work, _ends(manifest), peak or math.inf, bandwidth or math.inf)
+    return Prediction(max(nodes, moved) + (_overhead(work, peaks) or 0.0), memory, size_bytes, peaks.source)
+
+
 def roofline(manifest: Mapping[str, Json], device: Device, p50_ms: float) -> Roofline | None:
     """Return the roofline of an artifact on a device, given its measured median in milliseconds at batch 1.
 
@@ -91,15 +112,11 @@ def roofline(manifest: Mapping[str, Json], device: Device, p50_ms: float) -> Roo
     """
     peaks = device.roofline
     work = works(manifest)
-    if peaks is None or not work or not p50_ms > 0 or peaks.threads not in (None, device.threads):
-        return None
-    peak = _peak(peaks, manifest["precision"])
-    cached = _cached(work, device.arch.cache_bytes)
-    bandwidth = (peaks.cache_bandwidth_gbs if cached else None) or peaks.bandwidth_gbs
-    if peak is None or bandwidth is None:
+    peak, bandwidth = _rates(manifest, device)
+    if peaks is None or not work or not p50_ms > 0 or peak is None or bandwidth is None:
         return None
     compute, memory, nodes = times(work, _ends(manifest), peak, bandwidth)
-    overhead = None if peaks.launch_us is None else len(work) * peaks.launch_us / 1e3
+    overhead = _overhead(work, peaks)
     roof = max(nodes, memory)
     bound: Literal["compute", "memory", "overhead"] = "compute" if compute >= memory else "memory"
     return Roofline(
@@ -111,7 +128,7 @@ def roofline(manifest: Mapping[str, Json], device: Device, p50_ms: float) -> Roo
         bound="overhead" if overhead is not None and overhead > roof else bound,
         pct_of_roofline=100 * roof / p50_ms,
         peak_source=peaks.source,
-        weights_in_cache=cached,
+        weights_in_cache=_cached(work, device.arch.cache_bytes),
     )
 
 
@@ -141,6 +158,20 @@ def _known(node: Json) -> bool:
     """Whether a node of an untrusted manifest says what it does, with numbers that can be added."""
     values = [node.get(key) for key in ("macs", "weight_bytes", "activation_bytes")]
     return all(type(v) in (int, float) and 0 <= v <= _MOST for v in values)
+
+
+def _rates(manifest: Mapping[str, Json], device: Device) -> tuple[float | None, float | None]:
+    """Return the peak and the bandwidth that hold for an artifact at the device's threads; None is not known."""
+    peaks = device.roofline
+    if peaks is None or peaks.threads not in (None, device.threads):
+        return None, None
+    cached = _cached(works(manifest), device.arch.cache_bytes)
+    bandwidth = (peaks.cache_bandwidth_gbs if cached else None) or peaks.bandwidth_gbs
+    return _peak(peaks, manifest["precision"]), bandwidth
+
+
+def _overhead(work: Sequence[Work], peaks: Peaks) -> float | None:
+    return None if peaks.launch_us is None else len(work) * peaks.launch_us / 1e3
 
 
 def _peak(peaks: Peaks, precision: str) -> float | None:

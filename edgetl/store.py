@@ -148,12 +148,24 @@ def remove(path: Path) -> None:
 
 def made_once(folder: Path, key: str, make: Callable[[Path], None], old: Path) -> Path:
     """Return `folder`, filled by `make` unless a whole folder of this key is there; `once.json` is written last."""
-    if not _whole(folder, key):
+    if not whole(folder, key):
         retire(folder, old)
         with folder_being_made(folder) as temporary:
             make(temporary)
             write_json(temporary / "once.json", {"key": key, "files": _hashes(temporary)})
     return folder
+
+
+def whole(folder: Path, key: str) -> bool:
+    """Return whether `made_once` has filled a folder for this key, and no file of it changed since."""
+    stamp = folder / "once.json"
+    if not stamp.is_file():
+        return False
+    try:
+        made: Mapping[str, Json] = read_json(stamp)
+    except Refused:
+        return False
+    return made.get("key") == key and made.get("files") == _hashes(folder)
 
 
 def stamp(path: Path, key: str, files: Sequence[Path]) -> None:
@@ -202,17 +214,6 @@ def _lock(fd: int, seconds: float = 3.0) -> bool:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)
-
-
-def _whole(folder: Path, key: str) -> bool:
-    stamp = folder / "once.json"
-    if not stamp.is_file():
-        return False
-    try:
-        made: Mapping[str, Json] = read_json(stamp)
-    except Refused:
-        return False
-    return made.get("key") == key and made.get("files") == _hashes(folder)
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, recall_score
 
 from edgetl.errors import BadInput, GateMissed
-from edgetl.evaluate import agreement, answers, drop, parity, score
+from edgetl.evaluate import agreement, answers, calibration_error, drop, parity, score
 
 
 def logits_of(answer: np.ndarray, labels: int) -> np.ndarray:
@@ -109,3 +109,31 @@ def test_answers_run_batch_by_batch() -> None:
     x[3, 1] = np.nan
     with pytest.raises(GateMissed, match="1 of 5"):
         answers(double, double, {"x": x})
+
+
+class TestCalibration:
+    def test_confidence_that_is_kept_has_no_error(self):
+        """Of 10 answers given with 0.7, 7 are right; of 10 given with 0.9, 9."""
+        logits, y = [], []
+        for share in (0.7, 0.9):
+            logits += [[np.log(share), np.log(1 - share)]] * 10
+            y += [0] * round(10 * share) + [1] * round(10 * (1 - share))
+        assert calibration_error(np.array(logits), np.array(y)) == pytest.approx(0, abs=1e-9)
+
+    def test_sure_and_wrong_is_all_error(self):
+        assert calibration_error(np.array([[50.0, 0.0]] * 4), np.ones(4, np.int64)) == pytest.approx(1)
+
+    @settings(deadline=None)
+    @given(st.integers(0, 999), st.integers(1, 40), st.integers(2, 5))
+    def test_is_the_mean_gap_of_the_bins(self, seed, n, classes):
+        draw = np.random.default_rng(seed)
+        logits, y = 4 * draw.normal(size=(n, classes)), draw.integers(0, classes, n)
+        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        confidence, right = p.max(1), p.argmax(1) == y
+        expected = 0.0
+        for k in range(10):
+            inside = (confidence > k / 10) & (confidence <= (k + 1) / 10)
+            if inside.any():
+                expected += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+        assert calibration_error(logits, y) == pytest.approx(expected, abs=1e-9)
+        assert score(logits, y, [str(k) for k in range(classes)]).ece == pytest.approx(expected, abs=1e-9)

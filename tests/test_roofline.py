@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgetl.device import Device, load_device, probe
 from edgetl.device import Roofline as Peaks
-from edgetl.roofline import Roofline, Work, roofline, times
+from edgetl.roofline import Roofline, Work, predict, roofline, times
 
 PEAKS = {"peak": {"fp32_gflops": 100.0, "int8_gops": 400.0}, "bandwidth_gbs": 10.0, "source": "measured"}
 works = st.lists(st.builds(Work, *[st.floats(0, 1e12)] * 3), min_size=1, max_size=20)
@@ -65,6 +65,31 @@ def test_figures_by_hand() -> None:
     assert "55 % of 11 ms (compute bound, measured peaks)" in str(found)
 
 
+def test_a_prediction_by_hand() -> None:
+    found = predict(manifest((5e8, 10e6, 1e6), (0.5, 10e6, 2e6)), 123, device(launch_us=2.0))
+    assert found.ms == pytest.approx(11.004)
+    assert (found.memory_bytes, found.size_bytes, found.peak_source) == (22e6, 123, "measured")
+
+
+def test_a_prediction_takes_what_is_known_and_invents_nothing() -> None:
+    file = manifest((5e8, 10e6, 1e6))
+    no_peak, nothing = predict(file, 1, device(peak={})), predict(file, 1, probe())
+    assert no_peak.ms == pytest.approx(1.1, rel=1e-4)  # what memory alone takes
+    assert (nothing.ms, nothing.peak_source, nothing.memory_bytes) == (None, None, 11e6)
+    assert predict(file, 1, device(threads=7)).ms is None
+    assert predict(manifest((5e8, 10e6, 1e6), precision="int8"), 1, device()).ms == pytest.approx(2.5)
+
+
+@given(works, rates, rates)
+def test_no_file_is_quicker_than_predicted_by_its_roofline(work: list[Work], peak: float, bandwidth: float) -> None:
+    file = manifest(*((w.operations / 2, w.weight_bytes, w.activation_bytes) for w in work))
+    where = device(peak={"fp32_gflops": peak}, bandwidth_gbs=bandwidth)
+    found, bound = predict(file, 0, where), roofline(file, where, 1.0)
+    assert found.ms is not None
+    assert bound is not None
+    assert found.ms == pytest.approx(bound.t_roof_ms)
+
+
 def test_what_bounds_it() -> None:
     heavy = roofline(manifest((1e3, 50e6, 0)), device(), 10)
     assert heavy is not None
@@ -82,7 +107,7 @@ def test_precision_changes_bytes_and_peak() -> None:
         return found
 
     assert of("int8").t_compute_ms == pytest.approx(of("fp32").t_compute_ms / 4)
-    assert of("w4").t_compute_ms == of("fp32").t_compute_ms
+    assert of("w4").t_compute_ms == of("int8").t_compute_ms
     assert of("w4").t_traffic_ms == pytest.approx((5e6 + 4e6) / 10e6)
     assert of("int8").t_traffic_ms == pytest.approx(of("fp32").t_traffic_ms / 4)
 

@@ -8,32 +8,43 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.data._examples import digest
+from edgetl.data._examples import check_classes, class_names, digest, numbers
 from edgetl.errors import BadInput
 from edgetl.examples import Examples, Part
 from edgetl.preprocess import Raw
 from edgetl.types import Array
 
+Rows: TypeAlias = NDArray[np.int64]
+X_NAMES = ("x", "X", "images", "data", "features")
+Y_NAMES = ("y", "Y", "labels", "label", "targets", "target")
 IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
 def array_examples(
-    x: Array, y: NDArray[np.int64], labels: tuple[str, ...], parts: Mapping[Part, NDArray[np.int64]], name: str
+    x: Array,
+    y: Rows,
+    labels: tuple[str, ...],
+    parts: Mapping[Part, Rows],
+    name: str,
+    groups: Rows | None = None,
 ) -> Examples:
     """Return the examples of an array (N, ...), held in memory; `name` stands before a row's number in messages."""
     x = np.ascontiguousarray(x)
+    known = [repr((x.dtype.str, x.shape)).encode(), x.tobytes(), *([] if groups is None else [groups.tobytes()])]
     return Examples(
         raw=Raw("array", x.dtype.name, x.shape[1:]),
         labels=labels,
         y=y,
         parts=parts,
         read=lambda row: x[row].tobytes(),
-        digest=digest([repr((x.dtype.str, x.shape)).encode(), x.tobytes()], labels, y, parts),
+        digest=digest(known, labels, y, parts),
         describe=lambda row: f"{name} row {row}",
+        groups=groups,
     )
 
 
@@ -74,3 +85,83 @@ def read_npz(path: Path) -> dict[str, Array]:
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         fix = "write it again with numpy.savez(path, x=x, y=y), numbers only"
         raise BadInput(f"{path}: {error}", fix=fix) from error
+
+
+def pair(
+    arrays: Mapping[str, Array], names: tuple[str | None, str | None], file: Path, ending: str = ""
+) -> tuple[Array, Array]:
+    """Return samples and labels out of the arrays of a file: under the names given, else under usual ones.
+
+    Raises:
+        BadInput: there is no array of such a name.
+
+    """
+    found = []
+    for key, own, usual in zip("xy", names, (X_NAMES, Y_NAMES), strict=True):
+        wanted = [f"{name}{ending}" for name in ((own,) if own is not None else usual)]
+        name = next((name for name in wanted if name in arrays), None)
+        if name is None:
+            problem = f"{file} has no {' or '.join(wanted)}, only {', '.join(sorted(arrays)) or 'nothing'}"
+            raise BadInput(problem, fix=f"give the name of the array as data.{key}")
+        found.append(arrays[name])
+    return found[0], found[1]
+
+
+def check_pair(x: Array, y: Array, where: str) -> None:
+    """Refuse arrays that are no samples (N, ...) and their labels (N,).
+
+    Raises:
+        BadInput: the shapes or the labels' type are wrong; the message begins with `where`.
+
+    """
+    if x.ndim < 2 or len(x) == 0:
+        raise BadInput(f"{where} holds no samples: its array is {x.shape}", fix="give samples as (N, ...)")
+    if y.ndim != 1 or len(y) != len(x):
+        raise BadInput(f"{where} has {len(x)} samples but labels of shape {y.shape}", fix="give one label a sample")
+    if y.dtype.kind not in "iuU":
+        raise BadInput(f"{where} has labels of type {y.dtype}", fix="give whole numbers or names")
+
+
+def check_equal(parts: Mapping[Part, Array], root: Path) -> None:
+    """Refuse parts whose samples differ in shape or type.
+
+    Raises:
+        BadInput: they do.
+
+    """
+    kinds = {(x.shape[1:], x.dtype) for x in parts.values()}
+    if len(kinds) > 1:
+        shown = ", ".join(f"{part} {x.shape[1:]} {x.dtype}" for part, x in parts.items())
+        raise BadInput(f"{root}: the parts differ: {shown}", fix="give samples of one shape and type")
+
+
+def plain(x: Array, root: Path) -> Array:
+    """Return bytes as they are, and other numbers as float32.
+
+    Raises:
+        BadInput: the array holds no numbers, or some that are not finite.
+
+    """
+    if x.dtype == np.uint8:
+        return x
+    if x.dtype.kind not in "fiu":
+        raise BadInput(f"{root} holds samples of type {x.dtype}", fix="give numbers")
+    plain = x.astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(plain).all(axis=tuple(range(1, plain.ndim))))
+    if len(bad):
+        problem = f"{root} row {bad[0]} and {len(bad) - 1} more hold values that are not finite"
+        raise BadInput(problem, fix="clean or drop these samples")
+    return plain
+
+
+def classes(y: Array, names: tuple[str, ...] | None, root: Path) -> tuple[tuple[str, ...], Rows]:
+    """Return the class names, those of the values where none are given, and the class number of every value.
+
+    Raises:
+        BadInput: a value is no class, or there are fewer than two.
+
+    """
+    values = [str(value) for value in y.tolist()]
+    labels = names or class_names(values)
+    check_classes(labels, str(root))
+    return labels, numbers(values, labels, lambda row: f"{root} label {row}")

@@ -21,15 +21,20 @@ LENGTH = 128
 """Tokens of a text where neither the recipe nor the backbone says."""
 
 
-class ImageFields(Strict):
+class Scaling(Strict):
+    """What is subtracted and divided by, channel by channel. What is not given, the backbone decides."""
+
+    mean: tuple[float, ...] | None = None  # per channel; of images, of values in [0, 1]
+    std: tuple[float, ...] | None = None
+
+
+class ImageFields(Scaling):
     """How images are brought to one size and range. What is not given, the backbone decides."""
 
     size: int | tuple[int, int] | None = None  # pixels: one side of a square, or [height, width]
     fit: Literal["squash", "crop"] = "squash"  # to the size as it is, or the shorter side and then the middle
     resample: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
     channels: Literal[1, 3] | None = None  # grey or colour
-    mean: tuple[float, ...] | None = None  # per channel, of values in [0, 1]
-    std: tuple[float, ...] | None = None
 
 
 class TextFields(Strict):
@@ -49,14 +54,14 @@ def image_operations(fields: ImageFields, raw: Raw, prep: Prep) -> tuple[Operati
     pixels = raw.kind == "image" or (raw.dtype == "uint8" and _image_like(raw.shape))
     tail: list[Operation] = [{"op": "to_float"}]
     if not pixels:
-        return (*tail, *_normalise(fields, prep, None))
-    channels = _agreed("channels", fields.channels, prep.channels)
+        return (*tail, *normalise(fields, prep, None))
+    channels = agreed("channels", fields.channels, prep.channels)
     if channels is None:
         channels = 3 if raw.kind == "image" or (len(raw.shape) == 3 and raw.shape[2] > 1) else 1
     if channels not in (1, 3):
         raise BadInput(f"the backbone wants {channels} channels, images have 1 or 3", fix="choose another backbone")
     height, width = _size(fields, raw, prep)
-    resample = _agreed("resample", fields.resample, prep.resample) or "bilinear"
+    resample = agreed("resample", fields.resample, prep.resample) or "bilinear"
     if fields.fit == "crop":
         sized: list[Operation] = [
             {"op": "resize_shorter", "size": max(height, width), "resample": resample},
@@ -65,7 +70,7 @@ def image_operations(fields: ImageFields, raw: Raw, prep: Prep) -> tuple[Operati
     else:
         sized = [{"op": "resize", "height": height, "width": width, "resample": resample}]
     decode: Operation = {"op": "decode", "mode": "L" if channels == 1 else "RGB"}
-    return (decode, *sized, {"op": "channels_first"}, *tail, *_normalise(fields, prep, channels))
+    return (decode, *sized, {"op": "channels_first"}, *tail, *normalise(fields, prep, channels, (0.5, 0.5)))
 
 
 def text_operations(fields: TextFields, prep: Prep) -> tuple[Operation, ...]:
@@ -90,36 +95,58 @@ def text_operations(fields: TextFields, prep: Prep) -> tuple[Operation, ...]:
     return ({"op": "tokenize", "file": str(file), "length": length},)
 
 
+def normalise(
+    fields: Scaling, prep: Prep, channels: int | None, usual: tuple[float, float] | None = None
+) -> list[Operation]:
+    """Return the operation for these channels, or none where nobody gives mean, deviation or what is usual.
+
+    Raises:
+        BadInput: a field contradicts the backbone, has another number of channels, or is impossible.
+
+    """
+    mean, std = agreed("mean", fields.mean, prep.mean), agreed("std", fields.std, prep.std)
+    if usual is None and mean is None and std is None:
+        return []
+    count = channels or len(mean or std or ())
+    values: dict[str, Json] = {}
+    for key, given, default in zip(("mean", "std"), (mean, std), usual or (0.0, 1.0), strict=True):
+        full = given or (default,)
+        full = full * count if len(full) == 1 else full
+        if len(full) != count:
+            other = f", or set data.channels to {len(full)}" if usual else ""
+            fix = f"give {count} values as data.{key}{other}"
+            raise BadInput(f"{key} has {len(full)} values for {count} channels", fix=fix)
+        if key == "std" and min(full) <= 0:
+            raise BadInput(f"data.std {list(full)} is not positive", fix="give positive values")
+        values[key] = list(full)
+    return [{"op": "normalise", **values}]
+
+
+def agreed(name: str, own: T | None, wanted: T | None) -> T | None:
+    """Return what the field `name` of the data and the backbone agree on, None where neither says.
+
+    Raises:
+        BadInput: they say different things.
+
+    """
+    if own is not None and wanted is not None and own != wanted:
+        fix = f"leave data.{name} out, or choose a backbone that wants {own}"
+        raise BadInput(f"data.{name} is {own}, but the weights of the backbone want {wanted}", fix=fix)
+    return wanted if own is None else own
+
+
 def _image_like(shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))
 
 
 def _size(fields: ImageFields, raw: Raw, prep: Prep) -> tuple[int, int]:
     own = (fields.size, fields.size) if isinstance(fields.size, int) else fields.size
-    size = _agreed("size", own, prep.size) or (raw.shape[:2] if raw.kind == "array" else None)
+    size = agreed("size", own, prep.size) or (raw.shape[:2] if raw.kind == "array" else None)
     if size is None:
         raise BadInput("the size of the images is not given", fix="give data.size, in pixels")
     if not all(1 <= side <= MAX_SIDE for side in size):
         raise BadInput(f"data.size {list(size)} is out of range", fix=f"give sides from 1 to {MAX_SIDE}")
     return size[0], size[1]
-
-
-def _normalise(fields: ImageFields, prep: Prep, channels: int | None) -> list[Operation]:
-    mean, std = _agreed("mean", fields.mean, prep.mean), _agreed("std", fields.std, prep.std)
-    if channels is None and mean is None and std is None:
-        return []
-    count = channels or len(mean or std or ())
-    values: dict[str, Json] = {}
-    for key, given, default in (("mean", mean, 0.5 if channels else 0.0), ("std", std, 0.5 if channels else 1.0)):
-        full = given or (default,)
-        full = full * count if len(full) == 1 else full
-        if len(full) != count:
-            fix = f"give {count} values as data.{key}, or set data.channels to {len(full)}"
-            raise BadInput(f"{key} has {len(full)} values for {count} channels", fix=fix)
-        if key == "std" and min(full) <= 0:
-            raise BadInput(f"data.std {list(full)} is not positive", fix="give positive values")
-        values[key] = list(full)
-    return [{"op": "normalise", **values}]
 
 
 def _tokenizer(path: Path | None) -> Path | None:
@@ -129,10 +156,3 @@ def _tokenizer(path: Path | None) -> Path | None:
     if not file.is_file():
         raise BadInput(f"there is no tokenizer at {file}", fix="give data.tokenizer, the path of a tokenizer.json")
     return file
-
-
-def _agreed(name: str, own: T | None, wanted: T | None) -> T | None:
-    if own is not None and wanted is not None and own != wanted:
-        fix = f"leave data.{name} out, or choose a backbone that wants {own}"
-        raise BadInput(f"data.{name} is {own}, but the weights of the backbone want {wanted}", fix=fix)
-    return wanted if own is None else own

@@ -10,21 +10,23 @@ Letters: B batch, C channels.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from edgetl.families._prep import recorded, side
-from edgetl.families._sizes import stated
+from edgetl.families._sizes import checked, complete, stated
 from edgetl.network.family import Family, Group, Prep
 from edgetl.network.names import Live, live
 from edgetl.network.saved import saved_prep
 from edgetl.network.source import locate
 from edgetl.strict import Strict
 from edgetl.types import Json
+
+if TYPE_CHECKING:
+    from edgetl.train.batches import Data
 
 TENSORS = ("conv.weight", "conv.bias", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var")
 """Of a part, those with one entry per output along their first axis."""
@@ -47,11 +49,22 @@ class Uniform(nn.Module):
 class ConvNorm(nn.Module):
     """A convolution without bias, padded to keep the size, its batch normalisation, and an activation or none."""
 
-    def __init__(self, ins: int, outs: int, kernel: int, stride: int = 1, *, act: bool = True) -> None:
+    def __init__(
+        self,
+        ins: int,
+        outs: int,
+        kernel: int | tuple[int, int],
+        stride: int = 1,
+        *,
+        act: bool = True,
+        depthwise: bool = False,
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(ins, outs, kernel, stride, kernel // 2, bias=False)
+        height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+        padding, groups = (height // 2, width // 2), ins if depthwise else 1
+        self.conv = nn.Conv2d(ins, outs, (height, width), stride, padding, groups=groups, bias=False)
         self.norm = nn.BatchNorm2d(outs)
-        self.act = nn.ReLU() if act else nn.Identity()
+        self.act: nn.Module = nn.ReLU() if act else nn.Identity()
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the (B, outs, height / stride, width / stride) map of `hidden` (B, ins, height, width)."""
@@ -63,14 +76,23 @@ class Convolutional(Family):
 
     parts: ClassVar[tuple[str, ...]]  # of a block, in order; one may have only some
     depthwise: ClassVar[frozenset[str]] = frozenset()  # parts whose channels are those before them
+    behind: ClassVar[tuple[str, ...]] = ("norm", "act")  # of a part: its layers behind the convolution
 
     def passed_by(self, block: nn.Module) -> bool:
         """Return whether a shortcut leads around the block's parts."""
         return True
 
-    @abstractmethod
+    def fitted(self, sizes: Mapping[str, Json], data: Data) -> Mapping[str, Json]:
+        """Return the sizes with side and channels of the data's pictures."""
+        pixels = data.prepared.inputs.get("pixel_values")
+        return sizes if pixels is None else {"image_size": pixels.shape[-1], "num_channels": pixels.shape[1], **sizes}
+
     def past(self, holder: nn.Module, made: Tensor) -> Tensor:
-        """Return what a part makes of its convolution's output (B, C, height, width)."""
+        """Return what a part makes of its convolution's output (B, C, height, width); not every part has all layers."""
+        for name in self.behind:
+            layer = cast(nn.Module | None, getattr(holder, name, None))
+            made = made if layer is None else layer(made)
+        return made
 
     def head(self, module: nn.Module) -> str:
         """Return the classifier's path."""
@@ -129,6 +151,7 @@ class HFConvolutional(Convolutional):
 
     kind: ClassVar[str]
     sizes: ClassVar[type[Strict]]
+    behind = ("normalization", "activation")
 
     def given(self, source: str | Mapping[str, Json]) -> Mapping[str, Json]:
         """Return the sizes that a source states.
@@ -159,12 +182,34 @@ class HFConvolutional(Convolutional):
         """Return the (B, labels) answer."""
         return cast(Tensor, module(pixel_values=inputs["pixel_values"]).logits)
 
-    def past(self, holder: nn.Module, made: Tensor) -> Tensor:
-        """Return the map behind norm and activation, which MobileNetV2 has not everywhere."""
-        for name in ("normalization", "activation"):
-            layer = cast(nn.Module | None, getattr(holder, name))
-            made = made if layer is None else layer(made)
-        return made
+
+class Pictures(Convolutional):
+    """A convolutional family of our own: square images, and sizes under our own names."""
+
+    sizes: ClassVar[type[Strict]]
+
+    def config(self, source: str | Mapping[str, Json], labels: int) -> Json:
+        """Return the sizes of a source, complete; the family's `sizes` has the keys of a mapping."""
+        given = stated(self.sizes, self.name, source) if isinstance(source, str) else source
+        return complete(checked(self.sizes, given, self.name), labels)
+
+    def prep(self, source: str | Mapping[str, Json], config: Json) -> Prep:
+        """Return size and channels; of a saved network, what it recorded."""
+        found = saved_prep(locate(source)) if isinstance(source, str) else None
+        return found or Prep(size=(int(config["image_size"]),) * 2, channels=int(config["num_channels"]))
+
+    def example(self, config: Json, batch: int) -> dict[str, Tensor]:
+        """Return normal noise as `pixel_values` (B, C, height, width)."""
+        return noise(config, batch)
+
+    def logits(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the (B, labels) answer."""
+        return cast(Tensor, module(inputs["pixel_values"]))
+
+
+def blocks_of(layers: nn.Module) -> tuple[str, ...]:
+    """Return the paths of the blocks in `layers`, a sequence of them for every stage, by name."""
+    return tuple(f"layers.{stage}.{i}" for stage, held in layers.named_children() for i, _ in held.named_children())
 
 
 def noise(config: Json, batch: int) -> dict[str, Tensor]:

@@ -8,10 +8,10 @@ from typing import Literal, cast
 
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from edgetl.errors import BadInput
-from edgetl.families._channels import ConvNorm, Convolutional, initialise, noise
+from edgetl.families._channels import ConvNorm, initialise, noise
+from edgetl.families._residual import OWN, Residual, ResNet
 from edgetl.families._sizes import checked, complete, stated
 from edgetl.network.family import Layout, Prep
 from edgetl.network.names import live, to_canonical
@@ -35,68 +35,16 @@ class ResNetSizes(Strict):
     image_size: int = Field(32, ge=4, le=8192)
 
 
-class Shrink(nn.Module):
-    """The shortcut where the shape changes: every second place, and channels of zeros on both sides (option A)."""
-
-    def __init__(self, ins: int, outs: int) -> None:
-        super().__init__()
-        self.added = (outs - ins) // 2, outs - ins - (outs - ins) // 2
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Return (B, outs, height / 2, width / 2) of `hidden` (B, ins, height, width)."""
-        return functional.pad(hidden[:, :, ::2, ::2], (0, 0, 0, 0, *self.added))
-
-
-class Block(nn.Module):
-    """Two convolutions, and a shortcut around them."""
-
-    def __init__(self, ins: int, outs: int, stride: int) -> None:
-        super().__init__()
-        self.first = ConvNorm(ins, outs, 3, stride)
-        self.second = ConvNorm(outs, outs, 3, act=False)
-        self.shortcut = nn.Identity() if ins == outs else Shrink(ins, outs)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Return the (B, outs, height / stride, width / stride) map of `hidden` (B, ins, height, width)."""
-        return functional.relu(self.second(self.first(hidden)) + self.shortcut(hidden))
-
-
-class ResNet(nn.Module):
-    """A convolution, three stages of blocks, the mean over all places and a linear classifier."""
-
-    def __init__(self, sizes: ResNetSizes, labels: int) -> None:
-        super().__init__()
-        widths = [sizes.channels * factor for factor in (1, 2, 4)]
-        self.stem = ConvNorm(sizes.num_channels, widths[0], 3, sizes.stem_stride)
-        stages, ins = {}, widths[0]
-        for number, outs in enumerate(widths, 1):
-            blocks = [Block(ins if i == 0 else outs, outs, 1 if i or number == 1 else 2) for i in range(_each(sizes))]
-            stages[str(number)], ins = nn.Sequential(*blocks), outs
-        self.layers = nn.ModuleDict(stages)
-        self.head = nn.Linear(widths[-1], labels)
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Return the (B, labels) answer to images (B, C, height, width)."""
-        hidden = self.stem(pixel_values)
-        for stage in self.layers.values():
-            hidden = stage(hidden)
-        return self.answer(hidden)
-
-    def answer(self, hidden: Tensor) -> Tensor:
-        """Return the (B, labels) answer from the last block's output."""
-        return cast(Tensor, self.head(hidden.mean((2, 3))))
-
-
 PARTS = {"first.conv": "conv1", "first.norm": "bn1", "second.conv": "conv2", "second.norm": "bn2"}
 
 
-class ResNetCifar(Convolutional):
+class ResNetCifar(Residual):
     """ResNet-20, -32, -44, -56, ... for images such as CIFAR-10's."""
 
     name = "resnet_cifar"
     data = "image"
     names = (
-        Layout((("stem", "stem"), ("layers", "layers"), ("head", "head"))),
+        OWN,
         Layout(
             (
                 *((f"layers.{{}}.{{}}.{ours}", f"layer{{}}.{{}}.{theirs}") for ours, theirs in PARTS.items()),
@@ -104,7 +52,6 @@ class ResNetCifar(Convolutional):
             )
         ),
     )
-    parts = ("first", "second")
 
     def config(self, source: str | Mapping[str, Json], labels: int) -> Json:
         """Return the sizes of a source, complete; see `ResNetSizes` for the keys of a mapping."""
@@ -145,7 +92,10 @@ class ResNetCifar(Convolutional):
 
     def build(self, config: Json) -> nn.Module:
         """Return the module with weights from torch's current random state, in eval mode, uncut."""
-        module = ResNet(checked(ResNetSizes, config, self.name), config["num_labels"]).eval()
+        sizes = checked(ResNetSizes, config, self.name)
+        widths = tuple(sizes.channels * factor for factor in (1, 2, 4))
+        stem = ConvNorm(sizes.num_channels, widths[0], 3, sizes.stem_stride)
+        module = ResNet(stem, widths, (sizes.depth - 2) // 6, 3, config["num_labels"]).eval()
         initialise(live(self, module))
         return module
 
@@ -156,24 +106,6 @@ class ResNetCifar(Convolutional):
     def logits(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the (B, labels) answer."""
         return cast(Tensor, module(inputs["pixel_values"]))
-
-    def finish(self, module: nn.Module, hidden: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the (B, labels) answer from the last block's output (B, C, height, width)."""
-        return cast(ResNet, module).answer(hidden)
-
-    def stages(self, module: nn.Module) -> tuple[str, ...]:
-        """Return the blocks."""
-        stages = cast(ResNet, module).layers.items()
-        return tuple(f"layers.{number}.{i}" for number, stage in stages for i in range(len(cast(nn.Sequential, stage))))
-
-    def past(self, holder: nn.Module, made: Tensor) -> Tensor:
-        """Return the map behind norm and activation."""
-        part = cast(ConvNorm, holder)
-        return cast(Tensor, part.act(part.norm(made)))
-
-
-def _each(sizes: ResNetSizes) -> int:
-    return (sizes.depth - 2) // 6
 
 
 PLUGIN = ResNetCifar()

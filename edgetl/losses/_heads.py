@@ -13,10 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from edgetl.losses._places import rows, valid
 from edgetl.network.family import Family
 from edgetl.network.names import live
 from edgetl.network.network import Network
-from edgetl.train.taps import Features, shapes_of, tapped
+from edgetl.train.taps import Features, full, shapes_of, tapped
 
 Depth = Literal["full", "light"]
 """All blocks of the stages after it, or one for each of them."""
@@ -40,7 +41,15 @@ class Head(nn.Module):
         hidden, call = features[self.place], features.calls[self.place]
         for block in self.blocks:
             hidden = call(block, hidden)
-        return hidden, self.family.finish(self.answer, hidden, batch)
+        return full(hidden), full(self.family.finish(self.answer, hidden, batch))
+
+
+def hints(found: Sequence[Tensor], last: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the mean squared errors of features to the last ones, detached, padding left out; a sum over samples."""
+    reference = rows(last.detach())
+    share = valid(batch, reference)
+    errors = [((rows(one) - reference).square().mean(-1) * share).sum() for one in found]
+    return torch.stack(errors).sum() if errors else reference.new_zeros(())
 
 
 def stages_of(net: Network, most: int) -> Stages:

@@ -13,24 +13,35 @@ import torch
 from torch import Tensor, nn
 
 from edgetl.losses._heads import Head
+from edgetl.losses.ps_kd import blended
 from edgetl.network.family import Family
 from edgetl.network.names import live
 from edgetl.network.network import Network
-from edgetl.train.taps import tapped
+from edgetl.train.mixing import MIXED, values_of
+from edgetl.train.taps import full, tapped
 
 Answers = tuple[Tensor, Tensor]
 """Probabilities of the upright views, (B, N), and of the heads for all views, (B * M, L, M * N)."""
 
 
+def samples(batch: Mapping[str, Tensor], views: int) -> dict[str, Tensor]:
+    """Return what is known of the B samples of a batch of their views."""
+    return {name: value if name in MIXED else value[::views] for name, value in batch.items()}
+
+
 class Memory(nn.Module, ABC):
     """The self-teacher."""
 
+    name: str
     tables: tuple[str, ...] = ()
     """Names of its buffers with one row per row of the data."""
 
     @abstractmethod
     def read(self, batch: Mapping[str, Tensor], epoch: int) -> Answers | None:
-        """Return what it answers for the batch, or None where there is nothing to remember yet."""
+        """Return what it answers for the batch, or None where there is nothing to remember yet.
+
+        Where samples are mixed, the upright views that it answers are the mixtures.
+        """
 
     @abstractmethod
     def write(self, batch: Mapping[str, Tensor], answers: Answers) -> None:
@@ -42,6 +53,7 @@ class Table(Memory):
 
     upright: Tensor
     heads: Tensor
+    name = "table"
     tables = ("upright", "heads")
 
     def __init__(self, rows: int, labels: int, views: int, heads: int) -> None:
@@ -54,7 +66,7 @@ class Table(Memory):
         """Return the rows of the batch."""
         if epoch == 1:
             return None
-        return self.upright[batch["index"][:: self.views]], self.heads[batch["index"], batch["view"]]
+        return blended(self.upright, samples(batch, self.views)), self.heads[batch["index"], batch["view"]]
 
     def write(self, batch: Mapping[str, Tensor], answers: Answers) -> None:
         """Overwrite the rows of the batch."""
@@ -72,6 +84,7 @@ class Twin(Memory):
     def __init__(self, net: Network, heads: Sequence[Head], views: int, decay: float | None) -> None:
         super().__init__()
         self.views, self.decay, self.epoch = views, decay, 0
+        self.name = "snapshot" if decay is None else "average"
         # what trains, not registered here a second time
         self._now: tuple[nn.Module, tuple[nn.Module, ...]] = (net.module, tuple(heads))
         self._family: Family = net.family
@@ -96,8 +109,11 @@ class Twin(Memory):
         places = [head.place for head in heads if isinstance(head, Head)]
         with tapped({place: names.at(place) for place in places}) as features:
             logits = self._family.logits(network, batch)
+            upright = logits[:: self.views]
+        if "mixed" in batch:
+            upright = self._family.logits(network, {values_of(batch): batch["mixed"]})
         every = [head(features, batch)[1].softmax(-1) for head in heads]
-        return logits[:: self.views].softmax(-1), torch.stack(every, 1)
+        return full(upright).softmax(-1), torch.stack(every, 1)
 
     def write(self, batch: Mapping[str, Tensor], answers: Answers) -> None:
         """Do nothing: the weights are what is remembered."""

@@ -54,6 +54,11 @@ def valid(batch: Mapping[str, Tensor], features: Tensor) -> Tensor:
     return kept / kept.sum(1, keepdim=True)
 
 
+def rows(features: Tensor) -> Tensor:
+    """Return (B, T, D) features; the places of a map (B, D, height, width) are its positions."""
+    return features.flatten(2).mT if features.ndim == 4 else features
+
+
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """Return (B, heads, T, d) of (B, T, heads * d)."""
     return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)

@@ -60,6 +60,7 @@ class Attention(Objective):
     use: Literal["attention"] = "attention"
     layers: dict[int, int] | None = None  # student's block: teacher's, by number from 0; default: evenly spread
     taught: ClassVar[bool] = True
+    mixed: ClassVar[bool] = True
 
     def loss(self, course: Course) -> Scores:
         """Return the error of the chosen pairs of blocks; all must have equally many heads."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgetl.errors import BadInput
-from edgetl.losses._places import pairs, valid
+from edgetl.losses._places import pairs, rows, valid
 from edgetl.recipe.objective import Objective
 from edgetl.train.course import Course, Live
 from edgetl.train.lesson import Loss
@@ -45,17 +45,13 @@ class HiddenStates(Loss):
         return loss, {"hidden": loss.detach()}
 
 
-def rows(features: Tensor) -> Tensor:
-    """Return (B, T, D) features; the places of a map (B, D, height, width) are its positions."""
-    return features.flatten(2).mT if features.ndim == 4 else features
-
-
 class Hidden(Objective):
     """The teacher's block outputs, on the same augmented inputs."""
 
     use: Literal["hidden"] = "hidden"
     layers: dict[int, int] | None = None  # student's block: teacher's, by number from 0; default: evenly spread
     taught: ClassVar[bool] = True
+    mixed: ClassVar[bool] = True
 
     def loss(self, course: Course) -> HiddenStates:
         """Return the error of the chosen pairs of blocks."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
 from edgetl.recipe.objective import Objective
 from edgetl.train.course import Course
 from edgetl.train.lesson import Loss
+from edgetl.train.mixing import cross_entropy
 from edgetl.train.taps import Features
 
 
@@ -26,7 +26,7 @@ class CrossEntropy(Loss):
         self, logits: Tensor, features: Features, batch: Mapping[str, Tensor], progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum over the samples."""
-        loss = functional.cross_entropy(logits, batch["labels"], label_smoothing=self.smoothing, reduction="sum")
+        loss = cross_entropy(logits, batch, self.smoothing)
         return loss, {"labels": loss.detach()}
 
 
@@ -35,6 +35,7 @@ class Labels(Objective):
 
     use: Literal["labels"] = "labels"
     smoothing: float = Field(0.0, ge=0, lt=1)  # share of the true class that is spread over all classes
+    mixed: ClassVar[bool] = True
 
     def loss(self, course: Course) -> CrossEntropy:
         """Return the cross entropy."""

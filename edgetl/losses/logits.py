@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgetl.recipe.objective import Objective
-from edgetl.train.course import Course
+from edgetl.train.course import Course, Live
 from edgetl.train.lesson import Loss
 from edgetl.train.taps import Features
 
@@ -41,6 +41,27 @@ class Divergence(Loss):
         return loss, {"teacher": loss.detach()}
 
 
+class LiveDivergence(Loss):
+    """The same from a teacher that sees every batch as the student does, augmented or mixed.
+
+    A teacher consistent with the student's view is what long schedules need (Beyer et al. 2022, arXiv 2106.05237).
+    """
+
+    def __init__(self, teacher: Live, temperature: float, *, standardised: bool = False) -> None:
+        super().__init__()
+        self.teacher, self.temperature, self.standardised = teacher, temperature, standardised
+
+    def forward(
+        self, logits: Tensor, features: Features, batch: Mapping[str, Tensor], progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum over the samples."""
+        answers = self.teacher.answers(batch)
+        if self.standardised:
+            logits, answers = standardise(logits), standardise(answers)
+        loss = softened(answers, logits, self.temperature)
+        return loss, {"teacher": loss.detach()}
+
+
 def softened(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     """Return T^2 * KL(teacher || student) of logits softened by T, classes last, summed over all else."""
     log_p, log_q = ((x / temperature).log_softmax(-1) for x in (teacher, student))
@@ -58,10 +79,17 @@ class Logits(Objective):
     use: Literal["logits"] = "logits"
     temperature: float = Field(2.0, gt=0)  # above 1 softens both answers before they are compared
     standardised: bool = False  # compare shapes: mean 0 and deviation 1 per sample (the paper weights it with 9)
+    live: bool = False  # ask the teacher about every augmented or mixed batch, not once about every sample
     taught: ClassVar[bool] = True
 
-    def loss(self, course: Course) -> Divergence:
-        """Return the divergence from the teacher's table."""
+    def mixes(self) -> bool:
+        """Return whether the teacher is asked about the mixtures themselves."""
+        return self.live
+
+    def loss(self, course: Course) -> Divergence | LiveDivergence:
+        """Return the divergence from the teacher's table, or from its answers to every batch."""
+        if self.live:
+            return LiveDivergence(course.live(), self.temperature, standardised=self.standardised)
         return Divergence(course.answers(), self.temperature, standardised=self.standardised)
 
 

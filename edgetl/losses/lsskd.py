@@ -17,21 +17,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
-from edgetl.losses._heads import Head, heads, stages_of
-from edgetl.losses._memory import Memory, Table, Twin
-from edgetl.losses._places import valid
-from edgetl.losses.hidden import rows
+from edgetl.losses._heads import Head, heads, hints, stages_of
+from edgetl.losses._memory import Memory, Table, Twin, samples
 from edgetl.losses.logits import softened, standardise
-from edgetl.losses.ps_kd import soft_cross_entropy
+from edgetl.losses.ps_kd import with_earlier
 from edgetl.recipe.objective import Objective
 from edgetl.train.course import Course
 from edgetl.train.lesson import Loss, epoch_of
+from edgetl.train.mixing import cross_entropy
 from edgetl.train.taps import Features
 from edgetl.train.views import check
 
@@ -48,10 +48,16 @@ BYTES = 4
 
 
 class Layered(Loss):
-    """The terms above, and as an option what the deepest head says of all views, taught to the network's classifier."""
+    """The terms above, and as an option what the deepest head says of all views, taught to the network's classifier.
+
+    Where samples are mixed, the first term is about the mixtures, all others about whole samples.
+    """
+
+    whole = True
 
     def __init__(self, options: Lsskd, made: list[Head], memory: Memory, epochs: int) -> None:
         super().__init__()
+        self.facts = {"self_teacher": memory.name}
         self.options, self.epochs, self.views = options, epochs, options.views
         self.heads = nn.ModuleList(made)
         self.memory = memory
@@ -64,19 +70,19 @@ class Layered(Loss):
         """Return the sum over the samples."""
         m = self.views
         batch = batch if m > 1 else {**batch, "view": torch.zeros_like(batch["labels"])}
-        upright, truth = logits[::m], batch["labels"]
-        joint = m * truth + batch["view"]
+        upright, own = logits[::m], samples(batch, m)
         found = [head(features, batch) for head in self.heads]
         answers = torch.stack([answer for _, answer in found], 1)  # (B * M, L, M * N)
         epoch = epoch_of(progress, self.epochs)
         before = self.memory.read(batch, epoch)
         share = self.options.alpha * epoch / self.epochs if before else 0.0
         p, q = before or (None, None)
+        answered = batch.get("mixed_logits", upright)
         logs = {
-            "labels": soft_cross_entropy(upright, truth[::m], p, share),
-            "joint_labels": soft_cross_entropy(answers, joint[:, None].expand(answers.shape[:2]), q, share) / m,
+            "labels": with_earlier(cross_entropy(answered, own), answered, p, share),
+            "joint_labels": with_earlier(self._joint(answers, batch), answers, q, share) / m,
             "deep_to_shallow": self.options.kl * self._downwards(answers) / m,
-            "hint": self.options.hint * self._hints([h for h, _ in found], features[self.taps[-1]], batch) / m,
+            "hint": self.options.hint * hints([h for h, _ in found[:-1]], features[self.taps[-1]], batch) / m,
             "aggregate": self.options.aggregate * self._aggregated(upright, answers[:, -1]),
         }
         if self.training:
@@ -84,18 +90,17 @@ class Layered(Loss):
         loss = torch.stack([*logs.values()]).sum()
         return loss, {name: value.detach() for name, value in logs.items()}
 
+    def _joint(self, answers: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the cross entropy of every head's answer with the number of class and view."""
+        joint = self.views * batch["labels"] + batch["view"]
+        truth = joint[:, None].expand(answers.shape[:2])
+        return functional.cross_entropy(answers.flatten(0, 1), truth.flatten(), reduction="sum")
+
     def _downwards(self, answers: Tensor) -> Tensor:
         """Return T^2 KL of the deepest head's answers to those of the shallower ones."""
         answers = standardise(answers) if self.options.standardised else answers
         deepest = answers[:, -1:].detach().expand_as(answers[:, :-1])
         return softened(deepest, answers[:, :-1], self.options.temperature)
-
-    def _hints(self, found: list[Tensor], last: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """Return the mean squared errors of the shallower heads' features, padding left out."""
-        reference = rows(last.detach())
-        share = valid(batch, reference)
-        errors = [((rows(one) - reference).square().mean(-1) * share).sum() for one in found[:-1]]
-        return torch.stack(errors).sum() if errors else reference.new_zeros(())
 
     def _aggregated(self, upright: Tensor, deepest: Tensor) -> Tensor:
         """Return T^2 KL of the deepest head's mean over the views, class by class, to the network's answer."""
@@ -126,6 +131,7 @@ class Lsskd(Objective):
     teacher: Literal["auto", "table", "snapshot", "average"] = "auto"  # its own past: answers, or weights asked again
     table_mb: float = Field(2000, gt=0)  # the largest table that `auto` takes; a snapshot where it would be larger
     decay: float = Field(0.999, ge=0, lt=1)  # of `average`, per step
+    mixed: ClassVar[bool] = True
 
     def loss(self, course: Course) -> Layered:
         """Return the terms with heads of random weights."""

@@ -10,8 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from edgetl.losses._places import pairs, valid
-from edgetl.losses.hidden import rows
+from edgetl.losses._places import pairs, rows, valid
 from edgetl.recipe.objective import Objective
 from edgetl.train.course import Course, Live
 from edgetl.train.lesson import Loss
@@ -69,6 +68,7 @@ class MiAlpha(Objective):
     width: int = Field(128, ge=1)  # of both projections
     layers: dict[int, int] | None = Field(None, min_length=1, max_length=1)  # student's block: teacher's; default: last
     taught: ClassVar[bool] = True
+    mixed: ClassVar[bool] = True
 
     def loss(self, course: Course) -> Information:
         """Return the bound for one pair of blocks."""

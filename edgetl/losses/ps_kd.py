@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -13,6 +13,7 @@ from torch.nn import functional
 from edgetl.recipe.objective import Objective
 from edgetl.train.course import Course
 from edgetl.train.lesson import Loss, epoch_of
+from edgetl.train.mixing import cross_entropy
 from edgetl.train.taps import Features
 
 
@@ -25,6 +26,7 @@ class PreviousEpoch(Loss):
 
     table: Tensor
     tables = ("table",)
+    whole = True
 
     def __init__(self, labels: Tensor, classes: int, last: float, epochs: int) -> None:
         super().__init__()
@@ -34,19 +36,30 @@ class PreviousEpoch(Loss):
     def forward(
         self, logits: Tensor, features: Features, batch: Mapping[str, Tensor], progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the sum over the samples; in training, remember the answers."""
+        """Return the sum over the samples; in training, remember the answers to whole samples."""
         share = self.last * epoch_of(progress, self.epochs) / self.epochs
-        loss = soft_cross_entropy(logits, batch["labels"], self.table[batch["index"]], share)
+        answers = batch.get("mixed_logits", logits)
+        loss = with_earlier(cross_entropy(answers, batch), answers, blended(self.table, batch), share)
         if self.training:
             self.table[batch["index"]] = logits.detach().softmax(-1).to(self.table.dtype)
         return loss, {"ps_kd": loss.detach()}
 
 
-def soft_cross_entropy(logits: Tensor, truth: Tensor, before: Tensor | None, share: float) -> Tensor:
-    """Return the sum of cross entropies with (1 - share) * label + share * an earlier answer; classes come last."""
-    log_q = logits.log_softmax(-1)
-    hard = -log_q.gather(-1, truth[..., None]).sum()
-    return hard if before is None else (1 - share) * hard - share * (before * log_q).sum()
+def with_earlier(hard: Tensor, logits: Tensor, before: Tensor | None, share: float) -> Tensor:
+    """Return the cross entropy with (1 - share) * label + share * an earlier answer, of that with the labels, `hard`.
+
+    All are sums over what lies before the classes, which come last.
+    """
+    return hard if before is None else (1 - share) * hard - share * (before * logits.log_softmax(-1)).sum()
+
+
+def blended(table: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the rows (B, ...) of a table, of mixtures by the share of either sample."""
+    own = table[batch["index"]]
+    if "kept" not in batch:
+        return own
+    kept = batch["kept"][:, None]
+    return kept * own + (1 - kept) * table[batch["other_index"]]
 
 
 class PsKd(Objective):
@@ -54,6 +67,7 @@ class PsKd(Objective):
 
     use: Literal["ps_kd"] = "ps_kd"
     alpha: float = Field(0.8, ge=0, le=1)  # share of the earlier answers in the last epoch
+    mixed: ClassVar[bool] = True
 
     def loss(self, course: Course) -> PreviousEpoch:
         """Return the cross entropy with a table of one row per sample."""

@@ -59,6 +59,7 @@ class Relation(Objective):
     heads: int | None = Field(None, ge=1)  # relation heads; default: the largest number up to 64 that both widths allow
     layers: dict[int, int] | None = Field(None, min_length=1, max_length=1)  # student's block: teacher's; default: last
     taught: ClassVar[bool] = True
+    mixed: ClassVar[bool] = True
 
     def loss(self, course: Course) -> Relations:
         """Return the divergence of one pair of blocks."""

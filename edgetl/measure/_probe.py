@@ -25,6 +25,7 @@ from edgetl.bundle import open_bundle, open_session
 from edgetl.errors import BadHost, EdgetlError, OutOfResources
 from edgetl.evaluate import parity
 from edgetl.lifeline import end_with_parent
+from edgetl.preprocess import MASK
 from edgetl.types import Feed, Json
 
 if TYPE_CHECKING:
@@ -163,13 +164,20 @@ def _import_runtime(target: str) -> str:
 def _feeds(path: Path, batch: int) -> tuple[list[Feed], list[NDArray[np.intp]]]:
     """Return batches of the inputs, each begun with another one, and the numbers of the inputs in each.
 
-    Where inputs are few, they repeat within a batch.
+    Where inputs are few, they repeat within a batch. A batch of texts is as long as its longest, as in an app.
     """
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     n = len(next(iter(arrays.values())))
     rows = [np.arange(i, i + batch) % n for i in range(n if batch == 1 else min(n, BATCHES))]
-    return [{name: np.ascontiguousarray(values[row]) for name, values in arrays.items()} for row in rows], rows
+    return [_batch(arrays, row) for row in rows], rows
+
+
+def _batch(arrays: Feed, rows: NDArray[np.intp]) -> Feed:
+    """Return these rows without the padding that all of them have."""
+    lengths = arrays[MASK][rows].sum(axis=1) if MASK in arrays else None
+    cut = slice(None) if lengths is None else slice(max(1, int(lengths.max())))
+    return {name: np.ascontiguousarray(v[rows] if lengths is None else v[rows, cut]) for name, v in arrays.items()}
 
 
 def _warm(session: Session, feeds: Sequence[Feed], job: Job, buffer: Buffer) -> tuple[int, bool | None]:

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from edgetl import plugins
 from edgetl.errors import BadInput
 from edgetl.network.network import Network, create
-from edgetl.recipe.objective import Losses
+from edgetl.recipe.objective import Losses, check_mixed
 from edgetl.recipe.schema import Context, Need, Schedule, Step, Teacher
 from edgetl.strict import Strict
 from edgetl.train.batches import Data
@@ -39,15 +39,26 @@ class Distill(Step):
     student: Student | None = None  # default: the incoming architecture, uncut, from random weights
     temperature: float = Field(2.0, gt=0)  # above 1 softens both answers before they are compared
     weight: float = Field(0.5, ge=0, le=1)  # of the teacher's term; the labels' term gets the rest
-    losses: Losses = ()  # default: the labels and the softened answers, by `weight` and `temperature`
     schedule: Schedule = Schedule()
+    losses: Losses = ()  # default: the labels and the softened answers, by `weight` and `temperature`
     trains: ClassVar[bool] = True
     cuts: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({"trained"})
 
+    @field_validator("losses")
+    @classmethod
+    def _fit_the_mix(cls, losses: Losses, info: ValidationInfo) -> Losses:
+        check_mixed(losses, info.data.get("schedule"))
+        return losses
+
     def sources(self) -> tuple[tuple[str, str | Mapping[str, Json]], ...]:
-        """Return the student's family and source."""
-        return ((self.student.family, self.student.source),) if self.student else ()
+        """Return family and source of the student, and of teachers from elsewhere."""
+        own = ((self.student.family, self.student.source),) if self.student else ()
+        return (*own, *(each for o in self.losses for each in o.sources()))
+
+    def reads(self) -> tuple[str, ...]:
+        """Return the steps of teachers besides the incoming network."""
+        return tuple(dict.fromkeys(step for o in self.losses for step in o.reads()))
 
     def run(self, net: Network, ctx: Context) -> Network:
         """Return the trained student.
@@ -65,7 +76,7 @@ class Distill(Step):
         _check_inputs(student, chosen, ctx.data)
         teacher = Teacher(step="the incoming network", temperature=self.temperature, weight=self.weight)
         course = Course(student, net, ctx, self.schedule.epochs)
-        objectives = self.losses or usual(teacher)
+        objectives = self.losses or usual(teacher, live=self.schedule.mix is not None)
         fit(student, ctx.data, terms(objectives, course), self.schedule, ctx.seed, ctx.work)
         student.module.requires_grad_(True).eval()
         # the data is prepared as the incoming network wants it, so that is what the student has learnt to read
@@ -78,9 +89,9 @@ def _check_inputs(student: Network, chosen: Student, data: Data) -> None:
             fix = "choose a student for the same kind of data"
             raise BadInput(f"student of family {chosen.family} reads {name}, which the data does not give", fix=fix)
         given, wanted = data.prepared.inputs[name].shape[1:], tuple(example.shape[1:])
-        if name == "pixel_values" and given != wanted:
-            fix = "choose a student of that size, or set data.size to the student's"
-            raise BadInput(f"the student reads pictures of shape {wanted}, the data has {given}", fix=fix)
+        if name in ("pixel_values", "input_values") and given != wanted:
+            fix = "choose a student of that size, or data of the student's"
+            raise BadInput(f"the student reads {name} of shape {wanted}, the data has {given}", fix=fix)
     tokenizer = student.family.prep(chosen.source, student.config).tokenizer
     ours = data.prepared.folder / "tokenizer.json"
     if tokenizer and ours.is_file() and Path(tokenizer).read_bytes() != ours.read_bytes():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from torch import Tensor, nn
 
 from edgetl.network.edits import Constant, Edit, Keep
+from edgetl.operations import Kind
 from edgetl.types import Json
 
 if TYPE_CHECKING:
@@ -52,7 +53,12 @@ class Prep:
     std: tuple[float, ...] | None = None
     resample: str | None = None  # "bilinear" | "bicubic" | ...
     tokenizer: str | None = None  # path of a tokenizer.json
-    length: int | None = None  # most tokens
+    length: int | None = None  # most tokens of a text; readings of a sensor window
+    rate: int | None = None  # of recordings: samples a second
+    samples: int | None = None  # of a recording
+    window: int | None = None  # samples of a spectrogram's frame
+    hop: int | None = None  # samples between frames
+    bands: int | None = None  # of a spectrogram
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ class Family(ABC):
     """Builds one kind of backbone and describes it; the only place that knows its layer names."""
 
     name: ClassVar[str]  # the file's name
-    data: ClassVar[Literal["image", "text"]]
+    data: ClassVar[Kind]
     merges: ClassVar[bool] = False  # its blocks can merge tokens
     names: ClassVar[tuple[Layout, ...]]  # layouts of weights it can read, of live modules and of files
 

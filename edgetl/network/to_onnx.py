@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import hashlib
 import io
 import logging
 import math
@@ -76,6 +77,7 @@ def to_onnx(net: Network, path: Path) -> None:
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     name_nodes(model, places(net.family, net.module))
+    store_once(model.graph)
     strip(model, text=net.family.data == "text")
     store.write_bytes(path, model.SerializeToString(deterministic=True))
 
@@ -104,6 +106,21 @@ def _module(node: onnx.NodeProto, modules: Mapping[str, str]) -> str:
     noted = next((p.value for p in node.metadata_props if p.key == SCOPES), "[]")
     scopes = [str(scope).removeprefix(WRAPPED) for scope in ast.literal_eval(noted)]
     return next((modules[scope] for scope in reversed(scopes) if scope in modules), modules[""])
+
+
+def store_once(graph: onnx.GraphProto) -> None:
+    """Keep one of weights that are equal, as those of blocks that a network repeats are."""
+    first: dict[str, str] = {}
+    names: dict[str, str] = {}
+    for tensor in graph.initializer:
+        content = hashlib.sha256(f"{tensor.data_type} {list(tensor.dims)};".encode() + tensor.raw_data).hexdigest()
+        names[tensor.name] = first.setdefault(content if tensor.raw_data else tensor.name, tensor.name)
+    for i in reversed(range(len(graph.initializer))):
+        if names[graph.initializer[i].name] != graph.initializer[i].name:
+            del graph.initializer[i]
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = names.get(name, name)
 
 
 def strip(model: onnx.ModelProto, text: bool) -> None:

@@ -60,7 +60,7 @@ def answers(run: Path, row: Row) -> Answers | None:
         Refused: the files are damaged or do not fit together.
 
     """
-    path, test = run / "students" / row.name / f"{row.target}-{row.precision}.npy", run / "eval" / "test.npz"
+    path, test = run / "students" / row.name / f"{row.bundle.folder.name}.npy", run / "eval" / "test.npz"
     if not path.is_file() or not test.is_file():
         return None
     try:

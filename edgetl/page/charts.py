@@ -67,9 +67,13 @@ def trade_off(facts: Facts, device: str | None) -> dict[str, Json] | None:
     middle = (min(costs) + max(costs)) / 2
     traces = [_trace([s for s in shown if _kind(s) == kind], look, labels, middle) for kind, look in LOOKS.items()]
     x = f"{quantity(facts, device)}, {'ms' if device else 'millions'} (less is better)"
-    layout = _layout(420, x={"title": {"text": x}}, y={"title": {"text": "accuracy, %", "standoff": 12}})
-    layout["legend"] = {"orientation": "h", "y": -0.22, "x": 0, "yanchor": "top"}
-    return {"data": [trace for trace in traces if trace["x"]], "layout": layout}
+    return {"data": [trace for trace in traces if trace["x"]], "layout": against_accuracy({"title": {"text": x}})}
+
+
+def against_accuracy(x: Mapping[str, Json]) -> dict[str, Json]:
+    """Return the layout of a chart of accuracy, its legend below."""
+    legend = {"orientation": "h", "y": -0.22, "x": 0, "yanchor": "top"}
+    return {**plain_layout(420, x=x, y={"title": {"text": "accuracy, %", "standoff": 12}}), "legend": legend}
 
 
 def quantity(facts: Facts, device: str | None) -> str:
@@ -95,7 +99,7 @@ def bars(facts: Facts, values: Sequence[tuple[Row, float]], unit: str) -> dict[s
         "marker": {"color": colours},
     }
     top = 1.18 * max((value for _, value in values), default=1.0)
-    layout = _layout(
+    layout = plain_layout(
         70 + 26 * len(values),
         x={"title": {"text": unit}, "range": [0, _finite(top)]},
         y={"autorange": "reversed", "type": "category", "showgrid": False},
@@ -117,27 +121,34 @@ def _kind(spot: Spot) -> str:
 
 def _trace(shown: Sequence[Spot], look: Look, labels: Mapping[str, str], middle: float) -> dict[str, Json]:
     shown = sorted(shown, key=lambda s: s.point.cost.value)
-    costs, shares = [s.point.cost for s in shown], [_percent(s.point.accuracy) for s in shown]
     muted = look.colour == "var(--grey)"
     return {
-        "type": "scatter",
+        **scatter(shown, look.colour),
         "name": look.name,
         "mode": "markers" if muted else "markers+text",
-        "x": [_finite(i.value) for i in costs],
-        "y": [_finite(i.value) for i in shares],
-        "error_x": _ends(costs, look.colour),
-        "error_y": _ends(shares, look.colour),
         "text": [labels.get(s.row.title, "") for s in shown],
-        "textposition": [_place(i, cost.value, middle) for i, cost in enumerate(costs)],
+        "textposition": [_place(i, s.point.cost.value, middle) for i, s in enumerate(shown)],
         "textfont": {"size": 11},
-        "hovertext": [_hover(s, share) for s, share in zip(shown, shares, strict=True)],
-        "hoverinfo": "text",
         "marker": {
             "color": look.colour,
             "symbol": look.symbol,
             "size": look.size,
             "line": {"width": 2, "color": look.colour},
         },
+    }
+
+
+def scatter(shown: Sequence[Spot], colour: str) -> dict[str, Json]:
+    """Return cost and accuracy of files with their intervals, and what is said when one is pointed at."""
+    costs, shares = [s.point.cost for s in shown], [_percent(s.point.accuracy) for s in shown]
+    return {
+        "type": "scatter",
+        "x": [_finite(i.value) for i in costs],
+        "y": [_finite(i.value) for i in shares],
+        "error_x": _ends(costs, colour),
+        "error_y": _ends(shares, colour),
+        "hovertext": [_hover(s, share) for s, share in zip(shown, shares, strict=True)],
+        "hoverinfo": "text",
     }
 
 
@@ -184,7 +195,7 @@ def _ends(intervals: Sequence[Interval], colour: str) -> dict[str, Json]:
     }
 
 
-def _layout(height: int, x: Mapping[str, Json], y: Mapping[str, Json]) -> dict[str, Json]:
+def plain_layout(height: int, x: Mapping[str, Json], y: Mapping[str, Json]) -> dict[str, Json]:
     axis = {"gridcolor": "var(--line)", "zeroline": False, "automargin": True, "fixedrange": True}
     return {
         "height": height,

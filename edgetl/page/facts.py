@@ -50,8 +50,12 @@ class Facts:
         return min(passing, key=lambda row: cost(row, device), default=None)
 
     def closest(self, device: str | None) -> Row | None:
-        """Return the student that misses fewest limits."""
-        return min(self.students, key=lambda row: len(row.missed(device)), default=None)
+        """Return the student that misses fewest limits, of equals the one whose network was chosen for the device."""
+
+        def distance(row: Row) -> tuple[int, bool]:
+            return len(row.missed(device)), device is None or chosen(row).get("device") != device
+
+        return min(self.students, key=distance, default=None)
 
     def best(self) -> Row | None:
         """Return the student that is looked at closely: what a device gets, or else what comes closest to it."""
@@ -62,6 +66,12 @@ class Facts:
         """Return the row's name, with target and precision where the rows differ in them."""
         kinds = {(other.target, other.precision) for other in self.rows}
         return row.name if len(kinds) == 1 else row.title
+
+
+def chosen(row: Row) -> Mapping[str, Json]:
+    """Return how a file's network was chosen for a device, as its manifest says, which is not trusted."""
+    found = row.bundle.manifest["provenance"].get("chosen")
+    return found if isinstance(found, dict) else {}
 
 
 def measured(row: Row, device: str | None) -> Measurement | None:

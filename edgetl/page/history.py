@@ -74,7 +74,7 @@ def commands(folder: str, rows: Sequence[Row]) -> list[str]:
         f"edgetl run {folder}/recipe.yaml --out {folder}-again",
     ]
     for row in rows[:1]:
-        bundle = shlex.quote(f"{row.name}/{row.target}-{row.precision}")
+        bundle = shlex.quote(f"{row.name}/{row.bundle.folder.name}")
         lines.append(f"edgetl verify {folder}/bundles/{bundle} --data {folder}/eval/test.npz")
     return [*lines, f"edgetl profile {folder} --fresh", f"edgetl report {folder}"]
 

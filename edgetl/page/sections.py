@@ -12,7 +12,7 @@ from edgetl.gates import Verdict
 from edgetl.measure.measurement import Measurement
 from edgetl.overview import count
 from edgetl.page import markup
-from edgetl.page.facts import Facts, Sheet, compared_time, measured
+from edgetl.page.facts import Facts, Sheet, chosen, compared_time, measured
 from edgetl.page.history import commands, environment, recipe_text
 from edgetl.page.markup import Markup
 
@@ -148,7 +148,10 @@ def _limit(v: Verdict) -> str:
 
 
 def _misses(row: Row, device: str | None) -> list[str]:
-    return [f"{row.title} comes closest; it misses:", *map(str, row.missed(device))]
+    found = chosen(row)
+    predicted = device is not None and (found.get("device"), found.get("how")) == (device, "predicted")
+    away = [f"its depth was predicted for {device}, which was not attached"] if predicted else []
+    return [f"{row.title} comes closest; it misses:", *map(str, row.missed(device)), *away]
 
 
 def _rung(row: Row, devices: Sequence[str | None]) -> list[str]:

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from edgetl import __version__, store
 from edgetl.extras import install
-from edgetl.page import charts, history, markup, mistakes, sections, times
+from edgetl.page import charts, fleet, history, learning, markup, mistakes, sections, times
 from edgetl.page.facts import Facts, Sheet, measured
 from edgetl.page.markup import Markup
 from edgetl.types import Json
 
 NAME = "report.html"
+FLEET = "chart-devices"
 
 log = logging.getLogger("edgetl")
 
@@ -72,11 +73,12 @@ def _parts(facts: Facts, sheets: Sequence[Sheet], unmeasured: Sequence[str]) -> 
     nowhere = markup.tag("p", "No device was measured.")
     return {
         "result": ("Result", markup.tag("div", sections.headline(facts), class_="cards")),
-        "trade-off": ("Accuracy against cost", *_trade_offs(facts)),
+        "trade-off": ("Accuracy against cost", *(_fleet(facts) + _trade_offs(facts))),
         "size": ("Memory and size", _bars(facts)),
         "figures": ("All figures", *tables),
         "precisions": ("Targets and precisions", sections.ladder(facts)),
         "steps": ("Steps of the recipe", history.steps(facts)),
+        "learning": ("Learning curves", _learning(facts)),
         "operations": ("Where the operations are", history.layers(facts)),
         "time": ("Where the time goes", times.layers(facts)),
         "errors": ("Where the student errs", mistakes.confusions(facts), mistakes.examples(facts)),
@@ -90,6 +92,23 @@ def _contents(keys: Iterable[str]) -> Markup:
     links = (markup.tag("li", markup.tag("a", key.capitalize(), href=f"#{key}")) for key in keys)
     made = markup.tag("p", f"Made by edgetl {__version__}. Every figure is of the exported file.", class_="muted")
     return markup.join(made, markup.tag("nav", markup.tag("ul", *links), aria_label="contents"))
+
+
+def _learning(facts: Facts) -> Markup:
+    titles = {"loss": "Losses", "accuracy": "Accuracy on validation"}
+    places = {key: _chart(key, titles[key.rpartition("-")[2]]) for key in learning.figures(facts)}
+    return learning.section(facts, places)
+
+
+def _fleet(facts: Facts) -> list[Markup]:
+    """Return the chart over all devices, where there are several."""
+    if fleet.figure(facts) is None:
+        return []
+    note = (
+        "One line a device through its best trade-offs; a star is what ships there. Hollow: no better than another "
+        "file, or, as a star, predicted where nothing was measured."
+    )
+    return [_chart(FLEET, "Accuracy against time, all devices"), markup.tag("p", note)]
 
 
 def _trade_offs(facts: Facts) -> list[Markup]:
@@ -132,8 +151,10 @@ def _figures(facts: Facts) -> dict[str, dict[str, Json]]:
         ]
         if peaks:
             found[_key("memory", device)] = charts.bars(facts, peaks, "MB beyond the bare runtime")
+    if figure := fleet.figure(facts):
+        found[FLEET] = figure
     sizes = [(row, row.size_bytes / 1e6) for row in facts.rows]
-    return {**found, "chart-size": charts.bars(facts, sizes, "MB")}
+    return {**found, **learning.figures(facts), "chart-size": charts.bars(facts, sizes, "MB")}
 
 
 def _timed(facts: Facts) -> list[str | None]:

@@ -29,8 +29,8 @@ _PLAIN = ("MatMul", "Gemm", "Conv")
 def dtypes(file: Path, names: Sequence[str]) -> dict[str, str]:
     """Return the precision of each named node of the base file, as an ONNX file holds it.
 
-    "int8" multiplies integers, "w8" and "w4" only store the weight short and multiply in fp32. A node that the file
-    does not hold in any form is left out.
+    "int8" multiplies integers; "w8" and "w4" store the weight so short, with a scale a block, and round activations
+    where they multiply. A node that the file does not hold in any form is left out.
     """
     model = onnx.load(file)
     wanted = set(names)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from edgetl import artifact, device, store
 from edgetl.artifact import Checked, Trial
-from edgetl.errors import BadHost, BadInput, Refused
+from edgetl.errors import BadHost, BadInput, GateMissed, Refused
 from edgetl.network.network import Network
 from edgetl.quantize import ranges
 from edgetl.quantize.bar import Bar, Practice
@@ -20,6 +20,9 @@ from edgetl.quantize.ladder import Rung, climb
 from edgetl.quantize.repair import lowered
 from edgetl.recipe.schema import Material, Target
 from edgetl.types import Json
+
+UNASKED: Mapping[str, Json] = {"accuracy_drop": 1.0}
+"""The gate that a file chosen by "auto" keeps where the recipe has none: the fastest file is easily a wrong one."""
 
 FAR = 0.5
 """Validation samples that leave a calibrated range by more than this share of its width are told."""
@@ -45,11 +48,13 @@ class Standard:
     reference: Path  # base.onnx of the reference
     key: str  # of the reference's network
 
-    def bar(self, base: Path) -> Bar | None:
-        """Return the gates that files of this base have to keep; None where the recipe has none."""
-        if not any(limit is not None and gate != "faster" for gate, limit in self.practice.gates.items()):
+    def bar(self, base: Path, *, chooses: bool) -> Bar | None:
+        """Return the gates that files of this base keep; None where the recipe has none and the target is given."""
+        asked = any(limit is not None and gate != "faster" for gate, limit in self.practice.gates.items())
+        if not asked and not chooses:
             return None
-        return Bar(self.practice, self.practice.float_answers(base), self.practice.float_answers(self.reference))
+        practice = self.practice if asked else replace(self.practice, gates=UNASKED)
+        return Bar(practice, practice.float_answers(base), practice.float_answers(self.reference))
 
 
 def produce(net: Network, trial: Trial, order: Order, standard: Standard | None) -> None:
@@ -66,7 +71,7 @@ def produce(net: Network, trial: Trial, order: Order, standard: Standard | None)
         tried, rejected = _tried(net, trial, order, standard, Path(scratch))
         chosen = tried[0]
         if order.target.precision == "auto":
-            bundles = [Path(scratch) / "bundles" / one.lowered.target.precision for one in tried]
+            bundles = [Path(scratch) / "bundles" / one.lowered.file.parent.name for one in tried]
             for one, folder in zip(tried, bundles, strict=True):
                 artifact.ship(net, trial, one, folder)
             ladder = climb(list(zip(tried, bundles, strict=True)), rejected, device.probe())
@@ -84,25 +89,38 @@ def produce(net: Network, trial: Trial, order: Order, standard: Standard | None)
 def _tried(
     net: Network, trial: Trial, order: Order, standard: Standard | None, scratch: Path
 ) -> tuple[list[Checked], list[Rung]]:
-    """Return every candidate that could be made, and the rungs of those that could not."""
+    """Return every candidate that could be made, the first at fp32 where there is a choice, and rungs of the others.
+
+    Raises:
+        EdgetlError: the first candidate cannot be made.
+
+    """
     base, chooses = order.out / "base.onnx", order.target.precision == "auto"
     made: list[Checked] = []
     rejected: list[Rung] = []
     bar: Bar | None = None
+    out_of_reach: dict[str, str] = {}  # targets whose runtime is not here, and why
     for target in order.target.candidates(device.probe().precisions):
-        folder = scratch / target.precision
-        folder.mkdir()
         exact = target.precision == "fp32"
+        if reason := out_of_reach.get(target.use) or ("" if exact or standard or not chooses else "no data judges it"):
+            rejected.append(Rung(target.use, target.precision, "rejected", reason))
+            continue
         if bar is None and standard is not None and not exact:
-            bar = standard.bar(base)
+            bar = standard.bar(base, chooses=chooses)
+        folder = scratch / f"{target.use}-{target.precision}"
+        folder.mkdir()
         try:
             material, notes = _material(base, target, standard, scratch)
             one = lowered(target, base, folder, material, bar)
+            if chooses:  # what only a stand-in judges cannot be timed
+                target.open(one.file, target.session(), standard.practice.threads if standard else 1).close()
             made.append(artifact.check(net, trial, one, order.out, order.facts).noted(notes))
-        except (BadHost, BadInput, Refused) as e:
-            if not chooses or exact:
+        except (BadHost, BadInput, Refused, GateMissed) as e:
+            if not made:
                 raise
-            rejected.append(Rung(target.precision, "rejected", e.problem))
+            rejected.append(Rung(target.use, target.precision, "rejected", e.problem))
+            if exact and isinstance(e, BadHost):
+                out_of_reach[target.use] = e.problem
     return made, rejected
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel
 
 from edgetl.errors import BadInput
-from edgetl.recipe.schema import FanOut, Step
+from edgetl.recipe.schema import FanOut, ForDevice, Step
 from edgetl.types import Json
 
 SOURCE = "source"
@@ -110,7 +110,7 @@ def _words(value: Json) -> list[str]:
     if value is None:
         return []
     if isinstance(value, BaseModel):
-        return _words(value.model_dump())
+        return _words(value.device if isinstance(value, ForDevice) else value.model_dump())
     if isinstance(value, Mapping):
         return [word for v in value.values() for word in _words(v)]
     if isinstance(value, bool):

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from edgetl import plugins
 from edgetl.errors import BadInput
+from edgetl.recipe.schema import Schedule
 from edgetl.strict import Strict
 
 if TYPE_CHECKING:
@@ -23,6 +24,23 @@ class Objective(Strict, ABC):
     use: str  # file name in losses/
     weight: float = Field(1.0, ge=0)  # in the sum of the step's losses
     taught: ClassVar[bool] = False  # it learns from a teacher
+    mixed: ClassVar[bool] = False  # it knows what mixtures of two samples should be answered with
+
+    def mixes(self) -> bool:
+        """Return whether these settings take mixtures of two samples."""
+        return self.mixed
+
+    def needs_teacher(self) -> bool:
+        """Return whether the step has to name the teacher that it learns from."""
+        return self.taught
+
+    def reads(self) -> tuple[str, ...]:
+        """Return the names of the earlier steps that it takes networks from, besides the step's teacher."""
+        return ()
+
+    def sources(self) -> tuple[tuple[str, str], ...]:
+        """Return (family, source) of networks that it takes from elsewhere; their bytes are in the step's key."""
+        return ()
 
     @abstractmethod
     def loss(self, course: Course) -> Loss:
@@ -55,6 +73,21 @@ def _read(item: Any) -> Any:
         first = e.errors(include_url=False)[0]
         facts = {"key": ".".join(map(str, first["loc"])), "said": first["msg"]}
         raise PydanticCustomError("objective", "'{key}': {said}", facts) from e
+
+
+def check_mixed(losses: tuple[Objective, ...], schedule: Schedule | None) -> None:
+    """Refuse losses that do not know what to learn from a mixture, where the schedule asks for mixtures."""
+    if schedule is None or schedule.mix is None:
+        return
+    pure = next((o.use for o in losses if not o.mixes()), None)
+    if pure:
+        facts = {"op": schedule.mix.op, "use": pure, "names": ", ".join(_mixing())}
+        text = "'{use}' learns from whole samples, not from those of {op}; drop schedule.mix, or use: {names}"
+        raise PydanticCustomError("objective", text, facts)
+
+
+def _mixing() -> list[str]:
+    return [name for name in plugins.names("losses") if plugins.find("losses", name)(use=name).mixes()]
 
 
 Losses: TypeAlias = tuple[Annotated[SerializeAsAny[Objective], BeforeValidator(_read)], ...]

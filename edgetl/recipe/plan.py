@@ -44,6 +44,12 @@ def files(plan: Mapping[str, Json]) -> list[tuple[str, Json]]:
     return [*((reference, t) for t in (*fp32, *targets)), *((name, t) for name in students for t in targets)]
 
 
+def folder_name(target: Mapping[str, Json]) -> str:
+    """Return the name of the folder of a target's bundle: "onnx-int8", or "auto" where the target is chosen too."""
+    use, precision = target["use"], target["precision"]
+    return str(use) if use == precision else f"{use}-{precision}"
+
+
 def write_plan(recipe: Recipe, run: Path) -> None:
     """Write recipe.yaml and plan.json where they changed."""
     store.keep_bytes(run / "recipe.yaml", yaml12.write(recipe.resolved).encode())

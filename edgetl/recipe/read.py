@@ -15,7 +15,7 @@ from edgetl.examples import Source
 from edgetl.recipe import branches
 from edgetl.recipe.branches import Node
 from edgetl.recipe.load import load, required
-from edgetl.recipe.schema import Budget, Gates, Model, Step, Target
+from edgetl.recipe.schema import Budget, ForDevice, Gates, Model, Step, Target
 from edgetl.recipe.valid import find_class, listed, plugin, target, valid
 from edgetl.strict import Strict
 from edgetl.types import Json
@@ -100,7 +100,7 @@ def check(raw: dict[str, Json], name: str) -> tuple[Recipe | None, list[BadInput
     frame_keys = {k: v for k, v in raw.items() if k not in ("data", "steps", "targets")}
     frame = valid(Frame, frame_keys, f"{name}: ", errors)
     data = plugin("data", raw.get("data"), f"{name}: data", errors)
-    nodes, raw_steps = _nodes(raw.get("steps", []), name, errors)
+    nodes, raw_steps = _nodes(raw.get("steps", []), frame.budgets if frame else {}, name, errors)
     items = listed(raw.get("targets", [{"use": "onnx"}]), f"{name}: targets", errors)
     targets = [target(item, f"{name}: targets[{i}]", errors) for i, item in enumerate(items)]
     kinds = [None if t is None else (t.use, t.precision) for t in targets]
@@ -110,6 +110,7 @@ def check(raw: dict[str, Json], name: str) -> tuple[Recipe | None, list[BadInput
     reference = _reference(raw.get("reference"), nodes, name, errors)
     errors += _orders(nodes, raw, name)
     errors += _merging(nodes, raw, name)
+    errors += _limitless(nodes, name) if frame else []
     errors += _names(raw, name)
     if reference is not None and reference.name in {branches.student_name(n) for n in branches.students(nodes)}:
         errors.append(BadInput(f"{name}: '{reference.name}' is a step and a student", fix="rename the step"))
@@ -119,7 +120,9 @@ def check(raw: dict[str, Json], name: str) -> tuple[Recipe | None, list[BadInput
     return Recipe(frame, data, nodes, tuple(targets), reference, resolved), []
 
 
-def _nodes(raw: Json, name: str, errors: list[BadInput]) -> tuple[tuple[Node, ...], list[dict[str, Json]]]:
+def _nodes(
+    raw: Json, budgets: Mapping[str, Budget], name: str, errors: list[BadInput]
+) -> tuple[tuple[Node, ...], list[dict[str, Json]]]:
     source = Node(0, None, branches.ALL, None)
     ends: tuple[Node, ...] = (source,)
     nodes, kept = [source], []
@@ -128,7 +131,7 @@ def _nodes(raw: Json, name: str, errors: list[BadInput]) -> tuple[tuple[Node, ..
         cls = find_class("methods", item, where, errors)
         if cls is None:
             continue
-        steps = _steps(cls, item, f"{where} ({item['use']}): ", errors)
+        steps = [_within(s, budgets) for s in _steps(cls, item, f"{where} ({item['use']}): ", errors)]
         if not steps:
             continue
         handle = steps[0].name or steps[0].use
@@ -160,6 +163,24 @@ def _steps(cls: type[Step], item: Mapping[str, Json], where: str, errors: list[B
     return found
 
 
+def _within(step: Step, budgets: Mapping[str, Budget]) -> Step:
+    """Return a step whose values for devices keep the budgets there."""
+    values = {name: getattr(step, name) for name in branches.fan_outs(type(step))}
+    left = {n: v.within(budgets.get(v.device, Budget())) for n, v in values.items() if isinstance(v, ForDevice)}
+    return step.model_copy(update=left) if left else step
+
+
+def _limitless(nodes: Sequence[Node], name: str) -> Iterator[BadInput]:
+    """Yield values that are left to devices on which nothing is limited."""
+    for node in nodes:
+        for field in branches.fan_outs(type(node.step)) if node.step is not None else ():
+            value = getattr(node.step, field)
+            if isinstance(value, ForDevice) and not value.limits:
+                where = f"{name}: steps[{node.number - 1}] ({node.name}): {field}"
+                fix = f"give budgets.{value.device}, such as {{p90_ms: 12}}, or limits beside `device`"
+                yield BadInput(f"{where}: nothing is limited on {value.device}", fix=fix)
+
+
 def _wrong(cls: type[Step], raw: Mapping[str, Json]) -> set[str]:
     """Return the keys of a step that are given and wrong."""
     try:
@@ -184,7 +205,7 @@ def _orders(nodes: Sequence[Node], raw: Mapping[str, Json], name: str) -> Iterat
                 seen.add((node.number, wanted))
                 yield BadInput(f"{where}: no earlier step '{wanted}'", fix=plugins.nearest(wanted, before))
         trained = any(n.step is not None and n.step.trains for n in node.path[:-1])
-        if "trained" in node.step.needs and untrained and not trained and (node.number, "") not in seen:
+        if "trained" in node.step.needed() and untrained and not trained and (node.number, "") not in seen:
             seen.add((node.number, ""))
             fix = "put a training step (finetune, lora) before it, or start from trained weights"
             yield BadInput(f"{where}: needs a trained network, and the source is random weights", fix=fix)
@@ -258,5 +279,5 @@ def placeless(value: Json) -> Json:
         return [placeless(v) for v in value]
     if not isinstance(value, dict):
         return value
-    places = ("source", "path")
+    places = ("source", "path", "learngene")
     return {k: Path(v).name if k in places and isinstance(v, str) else placeless(v) for k, v in value.items()}

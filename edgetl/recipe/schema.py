@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from edgetl.errors import BadHost
 from edgetl.strict import Strict
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgetl.device import Device
     from edgetl.measure.measurement import Measurement
     from edgetl.network.network import Network
+    from edgetl.roofline import Prediction
     from edgetl.session import Session
     from edgetl.train.batches import Data
     from edgetl.types import Feed
@@ -39,6 +40,27 @@ Need: TypeAlias = Literal["trained", "image", "text", "tokens"]
 Share: TypeAlias = Annotated[float, Field(gt=0, le=1)]
 
 
+class Mix(Strict):
+    """Train on mixtures of two samples of a batch, and of their labels."""
+
+    op: Literal["cutmix", "mixup"] = "cutmix"  # a box of the other (arXiv 1905.04899), or a weighted mean (1710.09412)
+    alpha: float = Field(1.0, gt=0)  # the share that is the sample's own is drawn from Beta(alpha, alpha)
+    probability: float = Field(0.5, gt=0, le=1)  # of a batch to be mixed
+
+
+def _known(name: str) -> str:
+    from edgetl import device  # only a recipe that measures in a step needs it
+    from edgetl.plugins import nearest
+
+    if "/" not in name and name not in device.names():
+        raise ValueError(f"no device '{name}', {nearest(name, device.names())}")
+    return name
+
+
+DeviceName: TypeAlias = Annotated[str, AfterValidator(_known)]
+"""A name that `edgetl devices list` shows, the path of a device file, or ssh://user@host."""
+
+
 class Schedule(Strict):
     """How long and how fast to train. AdamW, linear warm-up, cosine decay to zero."""
 
@@ -48,6 +70,9 @@ class Schedule(Strict):
     weight_decay: float = Field(0.05, ge=0)  # of matrices; biases and norms do not decay
     warmup: float = Field(0.1, ge=0, lt=1)  # share of all steps
     clip: float = Field(1.0, gt=0)  # largest norm of the gradient
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the forward pass; weights stay fp32; fp16 needs a GPU
+    ema: float | None = Field(None, gt=0, lt=1)  # ship the moving average of the weights, with this decay per step
+    mix: Mix | None = None  # {op: cutmix} or {op: mixup}: train on mixtures of two samples
 
 
 class Teacher(Strict):
@@ -61,25 +86,25 @@ class Teacher(Strict):
 class MaxLatency(Strict):
     """A limit on the median time of one call on a device, in milliseconds or as a share of the uncut network's."""
 
-    device: str  # a name that `edgetl devices list` shows, the path of a device file, or ssh://user@host
+    device: DeviceName
     p50_ms: float | None = Field(None, gt=0, allow_inf_nan=False)  # CPU time where one thread runs, else wall time
     share: float | None = Field(None, gt=0, le=1)  # of the time of the step's input, measured beside it
-
-    @field_validator("device")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        from edgetl import device  # only a recipe with such a limit needs it
-        from edgetl.plugins import nearest
-
-        if "/" not in name and name not in device.names():
-            raise ValueError(f"no device '{name}', {nearest(name, device.names())}")
-        return name
 
     @model_validator(mode="after")
     def _one(self) -> MaxLatency:
         if (self.p50_ms is None) == (self.share is None):
             raise ValueError("give one of p50_ms and share")
         return self
+
+
+class Measured(NamedTuple):
+    """One result of a benchmark that earns an option its default, or keeps it from being one."""
+
+    benchmark: str  # benchmarks/NAME.py, whose results/NAME.json holds it
+    target: str  # the name of the result there
+    value: float
+    low: float | None = None  # the ends of its 95 % interval
+    high: float | None = None
 
 
 class Step(Strict, ABC):
@@ -91,6 +116,8 @@ class Step(Strict, ABC):
     cuts: ClassVar[bool] = False  # it changes the architecture
     needs: ClassVar[frozenset[Need]] = frozenset()
     shared: ClassVar[bool] = False  # what costs time is made once for all branches
+    measured: ClassVar[Mapping[str, tuple[Measured, ...]]] = {}  # by field, what a benchmark says of it
+    predicts: ClassVar[bool] = False  # a device that is not attached is no error: what it would take is predicted
 
     def passes(self, rows: int, units: int) -> float:
         """Return about how many forward passes of one sample it costs, for a forecast; backward counts as two."""
@@ -128,6 +155,16 @@ def unmeasured(_: Sequence[Network], device: Device) -> Sequence[Measurement]:
     raise BadHost(f"nothing can be measured on {device.name} here", fix="run the step as part of a recipe")
 
 
+def unpredicted(_: Sequence[Network], device: Device) -> Sequence[Prediction]:
+    """Refuse to predict, as `unmeasured` refuses to measure.
+
+    Raises:
+        BadHost: always.
+
+    """
+    raise BadHost(f"nothing can be predicted for {device.name} here", fix="run the step as part of a recipe")
+
+
 @dataclass(frozen=True)
 class Context:
     """All that a step may use besides its input. Built by stages/compress only."""
@@ -141,6 +178,8 @@ class Context:
     measure: Callable[[Sequence[Network], Device], Sequence[Measurement]] = unmeasured
     """`measure(networks, device)`: exported for the first target and timed together, each with its ratio to the first;
     once measured, it is read again."""
+    predict: Callable[[Sequence[Network], Device], Sequence[Prediction]] = unpredicted
+    """`predict(networks, device)`: exported for the first target, what they take at best on a device that is away."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +275,23 @@ class Gates(Strict):
 class Budget(Strict):
     """Limits that hold on one device."""
 
-    p50_ms: float | None = Field(None, gt=0)
-    p90_ms: float | None = Field(None, gt=0)
-    peak_mb: float | None = Field(None, gt=0)
-    size_mb: float | None = Field(None, gt=0)
+    p50_ms: float | None = Field(None, gt=0)  # median time of a call
+    p90_ms: float | None = Field(None, gt=0)  # time that nine calls in ten keep
+    peak_mb: float | None = Field(None, gt=0)  # peak memory above that of the bare runtime
+    size_mb: float | None = Field(None, gt=0)  # of the model's file
+
+
+class ForDevice(Budget):
+    """A value that is left to a device: the best that keeps these limits there. Its branch bears the device's name."""
+
+    device: DeviceName  # a name that `edgetl devices list` shows, the path of a device file, or ssh://user@host
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, by name."""
+        named = {name: getattr(self, name) for name in Budget.model_fields}
+        return {name: limit for name, limit in named.items() if limit is not None}
+
+    def within(self, budget: Budget) -> Self:
+        """Return it with those of a device's limits that it does not set itself."""
+        return self.model_copy(update={**budget.model_dump(exclude_none=True), **self.limits})

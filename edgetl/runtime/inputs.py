@@ -12,6 +12,13 @@ from edgetl.errors import BadInput, Refused
 from edgetl.preprocess import Preprocess
 from edgetl.types import Array, Feed, Json
 
+TAKES = {
+    "image": "an image: a path, PIL image or array",
+    "audio": "a recording: the path of a WAV file, its bytes or an array",
+    "array": "an array or a .npy file",
+}
+"""By kind of raw data, what a sample may be."""
+
 
 def value(sample: object, preprocess: Preprocess) -> object:
     """Return what the pre-processing takes for a sample: raw bytes and .npy files are read, numbers checked.
@@ -30,7 +37,9 @@ def value(sample: object, preprocess: Preprocess) -> object:
         if Path(sample).suffix.lower() != ".npy":
             return sample
         sample = _npy(Path(sample))
-    return _numbers(sample, raw.dtype) if isinstance(sample, np.ndarray) else sample
+    if raw.kind == "audio" or not isinstance(sample, np.ndarray):  # decoding a recording checks its samples
+        return sample
+    return _numbers(sample, raw.dtype)
 
 
 def fits(head: Feed, inputs: Sequence[Json]) -> None:
@@ -71,8 +80,7 @@ def _exists(path: Path, kind: str) -> None:
     except (OSError, ValueError):  # too long, or a NUL: a text, no path
         there = False
     if not there:
-        what = "an image: a path, PIL image or array" if kind == "image" else "an array or a .npy file"
-        raise BadInput(f"there is no file {str(path)[:200]!r}", fix=f"this model takes {what}")
+        raise BadInput(f"there is no file {str(path)[:200]!r}", fix=f"this model takes {TAKES[kind]}")
 
 
 def _npy(path: Path) -> Array:

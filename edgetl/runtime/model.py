@@ -63,7 +63,8 @@ class Model:
     def predict(self, x: Sample | list[S]) -> Prediction | list[Prediction]:
         """Return the answer for one sample, or a list of answers for a list of samples, run in batches.
 
-        A sample is a path of an image or .npy file, the bytes of an image file, a PIL image, an array or a text.
+        A sample is a path of an image, WAV or .npy file, the bytes of an image or WAV file, a PIL image, an array or a
+        text.
 
         Raises:
             BadInput: a sample is of the wrong kind, shape or dtype, cannot be read, is empty or not finite.

@@ -6,14 +6,17 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
-from edgetl import plugins, remote, store
+from edgetl import plugins, ranks, remote, store
+from edgetl.attached import absence
 from edgetl.dataset import open_data
 from edgetl.device import LOCAL, Device, load_device
 from edgetl.errors import BadInput
@@ -25,7 +28,9 @@ from edgetl.recipe.branches import SOURCE, Node
 from edgetl.recipe.plan import write_plan
 from edgetl.recipe.read import Recipe, placeless
 from edgetl.recipe.schema import Context
+from edgetl.roofline import Prediction
 from edgetl.stages import latency
+from edgetl.train import record
 from edgetl.train.batches import Data
 from edgetl.types import Json
 
@@ -45,6 +50,7 @@ class Run:
     folder: Path
     data: Data
     conditions: Json  # versions, threads, device kind: part of every key
+    away: frozenset[str] = frozenset()  # devices that cannot be measured now, for which steps predict
 
     @property
     def old(self) -> Path:
@@ -59,21 +65,28 @@ class Run:
 def compress(recipe: Recipe, run: Path) -> dict[str, Path]:
     """Run every step that is not finished; return the network folders of the reference and all students by name.
 
+    Where several processes were launched together, all of them take part in training, and the first one alone writes.
+
     Raises:
         EdgetlError: the data, a step or the machine is at fault; finished steps stay.
 
     """
-    with store.locked(run):
-        store.sweep(run)
-        write_plan(recipe, run)
-        _check_devices(recipe, run)
+    with store.locked(run) if ranks.first() else nullcontext():
         torch.set_num_threads(recipe.frame.threads or len(os.sched_getaffinity(0)))
         conditions = environment(torch.get_num_threads())
-        store.keep_json(run / "environment.json", conditions)
-        work = Run(recipe, run, Data(open_data(recipe, run)[1], recipe.data.augment), conditions)
+        if ranks.first():
+            store.sweep(run)
+            write_plan(recipe, run)
+            store.keep_json(run / "environment.json", conditions)
+            open_data(recipe, run)
+        ranks.wait()
+        away = _check_devices(recipe, run)
+        work = Run(recipe, run, Data(open_data(recipe, run)[1], recipe.data.augment), conditions, away)
         for node in recipe.nodes:
             _step(work, node)
-        _tidy(work)
+            ranks.wait()
+        if ranks.first():
+            _tidy(work)
         return {name: work.at(node) for name, node in recipe.names().items()}
 
 
@@ -85,6 +98,7 @@ def environment(threads: int) -> Json:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": threads,
+        **({"processes": ranks.count()} if ranks.count() > 1 else {}),
         "device": torch.cuda.get_device_name() if kind == "cuda" else kind,
     }
 
@@ -106,17 +120,23 @@ def step_key(work: Run, node: Node) -> str:
     step = placeless(node.step.model_dump(mode="json"))  # what lies at its sources counts, not where they are
     if devices := node.step.devices():
         inputs["measured"] = [latency.target_json(t) for t in recipe.targets[:1]] + [_device_key(d) for d in devices]
+        inputs |= {"away": sorted(away)} if (away := work.away.intersection(devices)) else {}
     return store.digest({**common, **inputs, "step": step, "code": _code(work, node)})
 
 
-def _check_devices(recipe: Recipe, run: Path) -> None:
-    """Refuse devices that steps still have to measure on and that cannot be measured, before anything is trained."""
-    left = [n for n in recipe.nodes if n.step is not None and not saved.is_saved(run / n.folder)]
-    wanted = dict.fromkeys(name for n in left if n.step is not None for name in n.step.devices())
-    if wanted and not recipe.targets:
+def _check_devices(recipe: Recipe, run: Path) -> frozenset[str]:
+    """Return the devices that cannot be measured and for which steps predict.
+
+    Others that steps still have to measure on are refused before anything is trained.
+    """
+    left = [n.step for n in recipe.nodes if n.step is not None and not saved.is_saved(run / n.folder)]
+    if not recipe.targets and any(step.devices() for step in left):
         raise BadInput("latency is measured on the first target, and the recipe has none", fix="name one in `targets:`")
-    for name in wanted:
+    for name in dict.fromkeys(name for step in left if not step.predicts for name in step.devices()):
         remote.require(load_device(name))
+    predicting = [n.step for n in recipe.nodes if n.step is not None and n.step.predicts]
+    asked = dict.fromkeys(name for step in predicting for name in step.devices())
+    return frozenset(name for name in asked if absence(load_device(name)))
 
 
 def _device_key(name: str) -> Json:
@@ -141,23 +161,41 @@ def _code(work: Run, node: Node) -> Json:
 
 
 def _step(work: Run, node: Node) -> None:
-    key = step_key(work, node)
-    folder = work.at(node)
-    if keys.finished(folder, key):
+    key, folder = step_key(work, node), work.at(node)
+    if ranks.agreed(lambda: keys.finished(folder, key) or _outlives(work, node)):
         log.info("%s on %s: finished before", node.name, node.branch)
         return
-    store.retire(folder, work.old)
     log.info("%s on %s: running", node.name, node.branch)
     scratch = work.folder / "steps" / ".work" / f"{node.number:02d}-{node.name}-{node.branch}"
-    if not store.stamped(scratch / "key.json", key, []):  # what lies there is of other settings or other inputs
-        store.remove(scratch)
-        store.stamp(scratch / "key.json", key, [])
+    if ranks.first():
+        store.retire(folder, work.old)
+        if not store.stamped(scratch / "key.json", key, []):  # what lies there is of other settings or other inputs
+            store.remove(scratch)
+            store.stamp(scratch / "key.json", key, [])
+    if node.step is not None and node.step.trains:
+        ranks.wait()
+    elif not ranks.first():
+        return  # what does not train is made by the first process alone
     made = _source(work, node) if node.step is None else _run(work, node, scratch)
+    if ranks.first():
+        _save(work, node, made, scratch)
+
+
+def _save(work: Run, node: Node, made: Network, scratch: Path) -> None:
+    """Write the network of a finished step into its folder, checked, and what was logged of its training beside it."""
+    key, folder = step_key(work, node), work.at(node)
     extra: dict[str, Json] = {"key": key, "step": node.name, "branch": node.branch}
     with store.folder_being_made(folder) as temporary:
+        record.keep(scratch, temporary)
         networks.save(made, temporary, extra, _assets(work))
         networks.check_plain(made, temporary)
     store.remove(scratch)
+
+
+def _outlives(work: Run, node: Node) -> bool:
+    """Return whether the step was finished when the devices that are away now were attached: a measurement stays."""
+    there = replace(work, away=frozenset())
+    return bool(work.away) and keys.finished(work.at(node), step_key(there, node))
 
 
 def _source(work: Run, node: Node) -> Network:
@@ -170,7 +208,8 @@ def _run(work: Run, node: Node, scratch: Path) -> Network:
     assert node.parent is not None
     seed = node.seed(work.recipe.frame.seed)
     past, once = partial(_past, work, node), partial(_once, work, node)
-    context = Context(work.data, seed, scratch, past, once, partial(_measure, work, scratch))
+    measure, predict = partial(_measure, work, scratch), partial(_predict, work, scratch)
+    context = Context(work.data, seed, scratch, past, once, measure, predict)
     torch.manual_seed(seed)
     return node.step.run(networks.load(work.at(node.parent)), context)
 
@@ -197,13 +236,34 @@ def _once(
     key = store.digest({**common, "code": _code(work, node), "conditions": work.conditions})
     seed = int(store.digest(common)[:8], 16)  # neither versions nor a comment in the code draw other samples
     folder = work.folder / "shared" / f"{what}-{key[:16]}"
+    if ranks.count() > 1 and node.step is not None and node.step.trains:
+        return _once_together(folder, key, lambda out: make(out, seed), work.old)
     return store.made_once(folder, key, lambda out: make(out, seed), work.old)
 
 
+def _once_together(folder: Path, key: str, make: Callable[[Path], None], old: Path) -> Path:
+    """Let all processes make what may need all of them, such as a training, and keep what the first one made."""
+    if not ranks.agreed(lambda: store.whole(folder, key)):
+        if ranks.first():
+            store.made_once(folder, key, make, old)
+        else:
+            with TemporaryDirectory() as nowhere:
+                make(Path(nowhere))
+        ranks.wait()
+    return folder
+
+
 def _measure(work: Run, scratch: Path, networks: Sequence[Network], device: Device) -> list[Measurement]:
+    return latency.latencies(networks, device, _bench(work, scratch))
+
+
+def _predict(work: Run, scratch: Path, networks: Sequence[Network], device: Device) -> list[Prediction]:
+    return latency.predictions(networks, device, _bench(work, scratch))
+
+
+def _bench(work: Run, scratch: Path) -> latency.Bench:
     trial = latency.trial(work.data, work.recipe.frame.golden)
-    bench = latency.Bench(work.recipe.targets[0], trial, scratch, work.folder / "shared", work.old)
-    return latency.latencies(networks, device, bench)
+    return latency.Bench(work.recipe.targets[0], trial, scratch, work.folder / "shared", work.old)
 
 
 def _assets(work: Run) -> Path | None:

@@ -15,6 +15,7 @@ import torch
 from edgetl import artifact, bundle, comparison, extras, plugins, quantize, store, targets
 from edgetl.artifact import Trial, torch_answers
 from edgetl.data._fields import ImageFields, TextFields, image_operations, text_operations
+from edgetl.data._signals import AudioFields, SignalFields, audio_operations, sensor_operations
 from edgetl.dataset import open_data
 from edgetl.errors import BadInput, EdgetlError, GateMissed
 from edgetl.examples import Examples
@@ -23,16 +24,18 @@ from edgetl.network import keys, saved
 from edgetl.network import network as networks
 from edgetl.network.network import Network
 from edgetl.network.to_onnx import to_onnx
+from edgetl.operations import INPUTS
 from edgetl.prepare import Prepared
-from edgetl.preprocess import IDS, MASK, Preprocess, Raw
+from edgetl.preprocess import MASK, Preprocess, Raw
 from edgetl.quantize.bar import Practice
 from edgetl.quantize.produce import Order, Standard, produce
 from edgetl.recipe.load import load
-from edgetl.recipe.plan import COMPARED, read_plan
+from edgetl.recipe.plan import COMPARED, folder_name, read_plan
 from edgetl.recipe.read import Recipe, check
 from edgetl.recipe.schema import Target
 from edgetl.stages.latency import target_json
 from edgetl.train.batches import Data
+from edgetl.types import Operation
 
 PACKAGES = ("edgetl", "torch", "onnx", "onnxscript", "onnxruntime", "transformers")
 MADE_UP = 64
@@ -61,13 +64,14 @@ class Job:
     @property
     def folder(self) -> str:
         """The name of its bundle's folder, and of its notes."""
-        return f"{self.target.use}-{self.target.precision}"
+        return folder_name(target_json(self.target))
 
 
 def export(where: Path, targets: Sequence[str] = ()) -> list[Path]:
     """Export what is not exported yet, of a run or a single saved network, and return the bundle folders.
 
-    `targets` limits a run's export to these; a saved network, which has no recipe, is exported for them or for onnx.
+    `targets` limits a run's export to these, and adds those that its recipe does not name; a saved network, which has
+    no recipe, is exported for them or for onnx.
 
     Raises:
         BadInput: the folder is neither, or a target is not known.
@@ -82,11 +86,7 @@ def export(where: Path, targets: Sequence[str] = ()) -> list[Path]:
             return _one(where, [Job(plugins.find("targets", name)(), "") for name in targets or ("onnx",)])
         recipe = _recipe(where)
         torch.set_num_threads(recipe.frame.threads or len(os.sched_getaffinity(0)))  # as in training: sums depend on it
-        wanted = [t for t in recipe.targets if not targets or t.use in targets]
-        if unknown := set(targets) - {t.use for t in wanted}:
-            fix = f"the recipe names: {', '.join(t.use for t in recipe.targets)}"
-            raise BadInput(f"the recipe does not name the target {min(unknown)}", fix=fix)
-        return _all(recipe, where, wanted)
+        return _all(recipe, where, _wanted(recipe, targets))
 
 
 def judge(where: Path) -> None:
@@ -98,6 +98,18 @@ def judge(where: Path) -> None:
     """
     if not saved.is_saved(where):
         comparison.judge(where, read_plan(where))
+
+
+def _wanted(recipe: Recipe, names: Sequence[str]) -> list[Target]:
+    """Return the recipe's targets of these names, all where none is given; what it does not name has its defaults."""
+    if not names:
+        return list(recipe.targets)
+    wanted = [t for t in recipe.targets if t.use in names]
+    for name in dict.fromkeys(names):
+        if name not in {t.use for t in recipe.targets}:
+            wanted.append(plugins.find("targets", name)())
+            log.info("the recipe does not name the target %s: the report leaves it out", name)
+    return wanted
 
 
 def _all(recipe: Recipe, run: Path, targets: Sequence[Target]) -> list[Path]:
@@ -146,21 +158,29 @@ def _one(folder: Path, jobs: Sequence[Job]) -> list[Path]:
 
 
 def _made_up(net: Network, folder: Path) -> Trial:
-    prep = net.family.prep(str(folder), net.config)
-    example = {k: v.numpy() for k, v in net.family.example(net.config, MADE_UP).items()}
-    if net.family.data == "text":
-        raw, operations = Raw("text"), text_operations(TextFields(), prep)
-        operations = ({**operations[0], "file": saved.TOKENIZER},)
-        names: tuple[str, ...] = (IDS, MASK)
-        heads = example
-    else:
-        raw = Raw("image")
-        operations = image_operations(ImageFields(), raw, prep)
-        names = tuple(example)
-        heads = {k: np.random.default_rng(0).integers(0, 256, v.shape, np.uint8) for k, v in example.items()}
+    raw, operations = _as_wanted(net, folder)
+    heads = {k: v.numpy() for k, v in net.family.example(net.config, MADE_UP).items()}
+    if raw.kind == "image":
+        heads = {k: np.random.default_rng(0).integers(0, 256, v.shape, np.uint8) for k, v in heads.items()}
     tokens = heads[MASK].shape[1] if MASK in heads else None
-    process = Preprocess(operations, raw, names, folder)
+    process = Preprocess(operations, raw, INPUTS[net.family.data], folder)
     return Trial(process, heads, None, tuple(range(32)), None, tokens, "")
+
+
+def _as_wanted(net: Network, folder: Path) -> tuple[Raw, tuple[Operation, ...]]:
+    """Return the raw data and the pre-processing that the network's weights want."""
+    prep = net.family.prep(str(folder), net.config)
+    match net.family.data:
+        case "text":
+            (tokenize,) = text_operations(TextFields(), prep)
+            return Raw("text"), ({**tokenize, "file": saved.TOKENIZER},)
+        case "audio":
+            return Raw("audio"), audio_operations(AudioFields(), prep)
+        case "sensor":
+            raw = Raw("array", "float32", (prep.length or 1, prep.channels or 1))
+            return raw, sensor_operations(SignalFields(), raw, prep)
+        case "image":
+            return Raw("image"), image_operations(ImageFields(), Raw("image"), prep)
 
 
 def _recipe(run: Path) -> Recipe:
@@ -213,7 +233,7 @@ def _key(folder: Path, trial: Trial) -> str:
 
 def _job_key(place: Place, job: Job, standard: Standard | None) -> str:
     parts = [place.key, target_json(job.target), plugins.digest("targets", job.target.use), job.recipe]
-    parts += [store.source_digest(Path(targets.__file__).parent), _versions(job.target.use)]
+    parts += [store.source_digest(Path(targets.__file__).parent), _versions(job.target)]
     if job.target.precision != "fp32":  # what such a file is depends on what it was calibrated, judged and made with
         code = store.source_digest(Path(quantize.__file__).parent)
         judged = [dict(standard.practice.gates), standard.practice.seed, standard.key] if standard else []
@@ -221,10 +241,14 @@ def _job_key(place: Place, job: Job, standard: Standard | None) -> str:
     return store.digest(parts)
 
 
-def _versions(target: str) -> dict[str, str]:
+def _versions(target: Target) -> dict[str, str]:
     """Return the versions of what a target needs beside ONNX Runtime, of its packages that are installed."""
+    uses = {one.use for one in target.candidates(())}
     packages = {
-        module.replace("_", "-") for extra in (target, f"{target}-rtx") for module in extras.MODULES.get(extra, ())
+        module.replace("_", "-")
+        for use in uses
+        for name in (use, f"{use}-rtx")
+        for module in extras.MODULES.get(name, ())
     }
     return {d.name: d.version for d in distributions() if d.name.replace("_", "-").lower() in packages}
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from pydantic import TypeAdapter
 
-from edgetl import artifact, device, remote, store
+from edgetl import artifact, device, remote, roofline, store
 from edgetl.artifact import Trial
+from edgetl.bundle import open_bundle
 from edgetl.device import Device
 from edgetl.errors import BadHost
 from edgetl.measure import measurement, noise
@@ -76,6 +77,19 @@ def latencies(networks: Sequence[Network], where: Device, bench: Bench) -> list[
     store.made_once(folder, key, make, bench.old)
     read = {net.digest: measurement.read(folder / f"{number:02d}.json") for number, net in enumerate(distinct)}
     return [read[net.digest] for net in networks]
+
+
+def predictions(networks: Sequence[Network], where: Device, bench: Bench) -> list[roofline.Prediction]:
+    """Return what each network, exported, takes at best on a device that cannot be measured.
+
+    Raises:
+        GateMissed: an exported file does not equal its network.
+
+    """
+    log.info("%s: predicting %d networks from what its file says", where.name, len(networks))
+    bundles = [open_bundle(exported(net, bench)) for net in networks]
+    sizes = [(one.folder / one.manifest["file"]).stat().st_size for one in bundles]
+    return [roofline.predict(one.manifest, size, where) for one, size in zip(bundles, sizes, strict=True)]
 
 
 def target_json(target: Target) -> Json:

@@ -23,7 +23,7 @@ from edgetl.measure.judging import judge, limits
 from edgetl.measure.limits import limited
 from edgetl.measure.measurement import Measurement, Mode
 from edgetl.measure.summary import Subject
-from edgetl.recipe.plan import files, read_plan
+from edgetl.recipe.plan import files, folder_name, read_plan
 from edgetl.remote import Answer, Asked
 
 __all__ = ["Request", "add_throughput", "forget", "judge", "limits", "profile", "profile_all", "run_bundles"]
@@ -161,7 +161,7 @@ def run_bundles(run: Path) -> list[Path]:
     """
     names = [name for name, _ in files(read_plan(run))]
     every = sorted(files(read_plan(run)), key=lambda file: (names.index(file[0]), file[1]["precision"] != "fp32"))
-    paths = [run / "bundles" / name / f"{t['use']}-{t['precision']}" for name, t in every]
+    paths = [run / "bundles" / name / folder_name(t) for name, t in every]
     found = [path for path in paths if (path / "manifest.json").is_file()]
     if not found:
         raise BadInput(f"{run} has no bundles", fix=f"run `edgetl export {run}` first")

@@ -15,10 +15,11 @@ from edgetl.intervals import Interval
 from edgetl.measure.measured import roof, word
 from edgetl.measure.measurement import Measurement
 from edgetl.overview import DASH, count, overview
+from edgetl.page import fleet
 from edgetl.page import write as page
 from edgetl.page.facts import Facts, Sheet
 from edgetl.page.precisions import precisions
-from edgetl.recipe.plan import files, read_plan
+from edgetl.recipe.plan import files, folder_name, read_plan
 from edgetl.types import Json
 
 if TYPE_CHECKING:
@@ -33,13 +34,14 @@ ACCURACY = (
     "accuracy %",
     "balanced %",
     "macro-F1 %",
+    "ECE %",
     "drop, points",
     "largest difference",
     "agreement",
 )
 _UNITS = (
-    "Accuracy and macro-F1 in percent, drops in percentage points, agreement a share, times in ms, memory and size in "
-    "MB; `faster` is time / reference, which must stay below 1."
+    "Accuracy, macro-F1 and ECE, the expected calibration error over 10 bins, in percent, drops in percentage points, "
+    "agreement a share, times in ms, memory and size in MB; `faster` is time / reference, which must stay below 1."
 )
 LIMITS = ("file", "where", "limit on", "value, pessimistic end", "limit", "outcome", "note")
 SPEED = (
@@ -64,6 +66,12 @@ class Report:
     rows: tuple[Row, ...]
     devices: tuple[str | None, ...]  # in budgets or measured; None where there is neither
     missing: tuple[str, ...]  # planned files that are not exported
+    plan: Mapping[str, Json]
+
+    @property
+    def facts(self) -> Facts:
+        """What the page and the table of devices are made from."""
+        return Facts(self.run, self.plan, self.rows, self.devices, self.missing)
 
     def to_json(self) -> dict[str, Json]:
         """Return the plain data of report.json."""
@@ -89,10 +97,11 @@ class Report:
             GateMissed: it names the device, the gate, the value and the limit of the student that misses fewest.
 
         """
-        students = [row for row in self.rows if row.judged]
-        for device in self.devices:
-            if not self.passing(device) and (students or self.missing):
-                raise _missed(students, device, self.missing)
+        if any(row.judged for row in self.rows) or self.missing:
+            missed = [_missed(self, device) for device in self.devices if not self.passing(device)]
+            if missed:
+                fixes = dict.fromkeys(one.fix for one in missed)
+                raise GateMissed("; ".join(one.problem for one in missed), fix="; ".join(fixes))
 
     def table(self) -> Table:
         """Return the comparison for the terminal."""
@@ -102,6 +111,8 @@ class Report:
         """Return report.md."""
         accuracy = _markdown(ACCURACY, [_accuracy_cells(row) for row in self.rows])
         parts = [f"# {self.name}", _reading(self.rows), "## Accuracy and cost", accuracy]
+        if every := fleet.sheet(self.facts):
+            parts += [f"## {every.title}", *every.notes, _markdown(every.header, every.lines)]
         for device in filter(None, self.devices):
             parts += [f"## On {device}", *_device_parts(self.rows, device)]
         if tried := precisions(self.rows):
@@ -123,17 +134,18 @@ def report(run: Path) -> Report:
     if not rows:
         raise BadInput(f"{run} has no bundles of its networks", fix=f"run `edgetl export {run}` first")
     devices = tuple(sorted({*plan["budgets"], *(d for row in rows for d in row.measured)})) or (None,)
-    made = Report(run, plan["name"], rows, devices, _missing(plan, rows))
+    made = Report(run, plan["name"], rows, devices, _missing(plan, rows), plan)
     store.write_json(run / "report.json", made.to_json())
     store.write_bytes(run / "report.md", made.markdown().encode())
     unmeasured = [line.removeprefix("- ").replace("`", "") for line in _not_measured(made).splitlines()]
-    page.write(Facts(run, plan, rows, devices, made.missing), _sheets(made), unmeasured)
+    page.write(made.facts, _sheets(made), unmeasured)
     return made
 
 
 def _sheets(made: Report) -> list[Sheet]:
     """Return the tables of report.md."""
     found = [Sheet("Accuracy and cost", [_reading(made.rows)], ACCURACY, [_accuracy_cells(row) for row in made.rows])]
+    found += [every] if (every := fleet.sheet(made.facts)) else []
     for device in filter(None, made.devices):
         measured = [(row, row.measured[device]) for row in made.rows if device in row.measured]
         notes = sorted({_conditions(m) for _, m in measured}) or ["Not measured."]
@@ -145,15 +157,19 @@ def _sheets(made: Report) -> list[Sheet]:
 
 
 def _missing(plan: Mapping[str, Json], rows: Sequence[Row]) -> tuple[str, ...]:
-    there = {f"{row.name} {row.target} {row.asked}" for row in rows}
-    planned = [f"{name} {t['use']} {t['precision']}" for name, t in files(plan)]
-    return tuple(title for title in planned if title not in there)
+    there = {(row.name, row.bundle.folder.name) for row in rows}
+    absent = [(name, t) for name, t in files(plan) if (name, folder_name(t)) not in there]
+    return tuple(f"{name} {t['use']} {t['precision']}" for name, t in absent)
 
 
-def _missed(students: Sequence[Row], device: str | None, missing: Sequence[str]) -> GateMissed:
-    where = f" on {device}" if device else ""
+def _missed(made: Report, device: str | None) -> GateMissed:
+    where, students = f" on {device}" if device else "", made.facts.students
     if not students:
-        return GateMissed(f"no student is exported, {missing[-1]} is missing", fix="run `edgetl export` first")
+        return GateMissed(f"no student is exported, {made.missing[-1]} is missing", fix="run `edgetl export` first")
+    place = next((p for p in fleet.places(made.facts) if p.device == device), None)
+    if place and place.row and place.chosen.get("how") == "predicted" and device not in place.row.measured:
+        problem = f"{place.row.title} was chosen for {device} by a prediction and is not measured there"
+        return GateMissed(problem, fix=f"attach {device}, then run the same command again: it chooses anew")
     missed = {row.title: row.missed(device) for row in students}
     title, closest = min(missed.items(), key=lambda item: len(item[1]))
     if all(v.kept is None for v in closest):
@@ -174,6 +190,7 @@ def _accuracy_cells(row: Row) -> list[str]:
         _percent(score.accuracy if score else None),
         _percent(score.balanced if score else None),
         _percent(score.macro_f1 if score else None),
+        DASH if score is None else f"{100 * score.ece:.2f}",
         _percent(row.quality.drop),
         f"{row.bundle.manifest['parity']['max_abs']:.1e}",
         DASH if agreement is None else f"{agreement.value:.4f} (from {agreement.low:.4f})",

@@ -10,14 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgetl import lifeline
+from edgetl import lifeline, ranks
 from edgetl.errors import BadInput, EdgetlError, OutOfResources
 
 GOES_ON = {
     "compress": (),
     "export": (3,),  # one file that cannot be shipped; the report names it as missing
     "verify": (3,),
-    "profile": (),
 }
 PATIENCE_S = 5.0
 """How long a stage may take to end after Ctrl-C, which reaches it too when it comes from a terminal."""
@@ -47,11 +46,16 @@ def run_stages(recipe: Path, out: Path, sets: Sequence[str], flags: Sequence[str
         "compress": ["--recipe", str(recipe), "--out", str(out), *overrides],
         "export": [str(out), "--no-judge"],  # the report judges: a gate missed, an invalid measurement
         "verify": [str(out)],
-        "profile": [str(out), "--device", device, "--mode", "quick", "--no-judge"],
     }
     for stage, words in commands.items():
+        if stage != "compress" and not ranks.first():
+            return 0
         code = _stage([stage, *words, *flags], quiet="-q" in flags)
         if code not in (0, *GOES_ON[stage]):
+            return code
+    for name in _attached(out, device):
+        words = ["profile", str(out), "--device", name, "--mode", "quick", "--no-judge"]
+        if code := _stage([*words, *flags], quiet="-q" in flags):
             return code
     return 0
 
@@ -86,6 +90,22 @@ def end_with_parent() -> bool:
     if parent:
         lifeline.end_with_parent(int(parent))
     return bool(parent)
+
+
+def _attached(run: Path, device: str) -> list[str]:
+    """Return the device asked for and those of the recipe's budgets that can be measured now."""
+    from edgetl.attached import absence
+    from edgetl.device import load_device
+    from edgetl.recipe.plan import read_plan
+
+    found = [device]
+    for name in read_plan(run)["budgets"]:
+        away = "" if name in found else absence(load_device(name))
+        if away:
+            log.warning("%s is not measured: %s", name, away)
+        elif name not in found:
+            found.append(name)
+    return found
 
 
 def _worked_on(run: Path) -> float:

@@ -79,15 +79,15 @@ class Data:
 def tail(inputs: Mapping[str, Tensor], operations: Sequence[Operation]) -> Batch:
     """Return what `Preprocess.tail` returns for the same arrays, in torch; texts trimmed to the longest."""
     batch = dict(inputs)
+    name = next((name for name in ("pixel_values", "input_values") if name in batch), "")
     for operation in operations:
         if operation["op"] == "to_float":
-            batch["pixel_values"] = _to_float(batch["pixel_values"])
+            batch[name] = _to_float(batch[name])
         elif operation["op"] == "normalise":
-            pixels = batch["pixel_values"]
-            shape = (1, -1) + (1,) * (pixels.dim() - 2)
-            mean = torch.tensor(operation["mean"], dtype=torch.float32, device=pixels.device).view(shape)
-            std = torch.tensor(operation["std"], dtype=torch.float32, device=pixels.device).view(shape)
-            batch["pixel_values"] = (pixels - mean) / std
+            shape = (1, -1) + (1,) * (batch[name].dim() - 2)
+            mean = torch.tensor(operation["mean"], dtype=torch.float32, device=batch[name].device).view(shape)
+            std = torch.tensor(operation["std"], dtype=torch.float32, device=batch[name].device).view(shape)
+            batch[name] = (batch[name] - mean) / std
     if "attention_mask" in batch:
         longest = max(1, int(batch["attention_mask"].sum(1, dtype=torch.int64).max()))
         for name in ("input_ids", "attention_mask"):

@@ -14,7 +14,7 @@ from edgetl.network.names import live
 from edgetl.network.network import Network
 from edgetl.train.answers import table
 from edgetl.train.lesson import Term
-from edgetl.train.taps import Features, tapped
+from edgetl.train.taps import Features, full, tapped
 
 if TYPE_CHECKING:
     from edgetl.recipe.objective import Objective
@@ -49,10 +49,22 @@ class Course:
             BadInput: there is no teacher, or it answers with other labels.
 
         """
+        return torch.from_numpy(table(self._same_labels(), self.ctx))
+
+    def live(self, places: Sequence[str] = ()) -> Live:
+        """Return the teacher as one that sees every batch; without places, for its answers.
+
+        Raises:
+            BadInput: there is no teacher, or it answers with other labels and its answers are wanted.
+
+        """
+        return Live(self.source if places else self._same_labels(), places)
+
+    def _same_labels(self) -> Network:
         if self.source.labels != self.net.labels:
             problem = f"the teacher has {len(self.source.labels)} labels that differ from the student's"
             raise BadInput(problem, fix="teach with a network of the same labels")
-        return torch.from_numpy(table(self.source, self.ctx))
+        return self.source
 
 
 class Live:
@@ -67,12 +79,18 @@ class Live:
         self._layers = {place: names.at(place) for place in places}
 
     @torch.no_grad()
+    def answers(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return its logits (B, labels), on the batch's device."""
+        self._module.to(batch["index"].device)
+        return full(self._family.logits(self._module, batch))
+
+    @torch.no_grad()
     def features(self, batch: Mapping[str, Tensor]) -> Features:
         """Return the outputs of its places, by name, on the batch's device."""
         self._module.to(batch["index"].device)
         with tapped(self._layers) as features:
             self._family.logits(self._module, batch)
-        return features
+        return features.full()
 
 
 def terms(objectives: Sequence[Objective], course: Course) -> list[Term]:

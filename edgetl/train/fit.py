@@ -13,17 +13,23 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW
+from torch.optim.swa_utils import AveragedModel
 
 from edgetl import store
 from edgetl.errors import Diverged, OutOfResources
 from edgetl.network.network import Network
 from edgetl.recipe.schema import Schedule
-from edgetl.train import checkpoint
-from edgetl.train.batches import Data, Rows, order, share
+from edgetl.train import checkpoint, precision, record
+from edgetl.train.average import adopt, averaged
+from edgetl.train.batches import Batch, Data, Rows, order, share
 from edgetl.train.lesson import Lesson, Term
+from edgetl.train.mixing import Mixing
+from edgetl.train.normalisation import frozen, norms, recalibrated, shared
+from edgetl.train.precision import DTYPES, Stepper
 
 LOG = logging.getLogger("edgetl")
 SAY_EVERY_S = 2.0
@@ -37,7 +43,8 @@ class Loop:
     accelerator: Accelerator
     lesson: Lesson
     wrapped: nn.Module  # the lesson, shared out over processes
-    optimizer: Optimizer
+    stepper: Stepper
+    average: AveragedModel | None  # of the network's weights, where it is what ships
     data: Data
     schedule: Schedule
     seed: int
@@ -47,27 +54,36 @@ class Loop:
         """Return the optimizer's steps in one epoch."""
         return math.ceil(len(self.data.rows("train")) / self.schedule.batch)
 
+    @property
+    def ships(self) -> nn.Module:
+        """Return the network as it will be when training ends."""
+        return self.lesson.network if self.average is None else self.average.module
+
+    def state(self) -> nn.Module:
+        """Return all that a checkpoint holds besides the optimizer's."""
+        parts = {"lesson": self.lesson, "stepper": self.stepper}
+        return nn.ModuleDict(parts if self.average is None else {**parts, "average": self.average})
+
 
 def fit(
     net: Network, data: Data, terms: Sequence[Term], schedule: Schedule, seed: int, work: Path
 ) -> tuple[Mapping[str, float], ...]:
     """Train the parameters that require a gradient, in place; leave the module in eval mode on the CPU.
 
-    Continues from the checkpoint in `work` where that is of this very training, and removes it at the end.
+    Continues from the checkpoint in `work` where that is of this very training, and removes it at the end. Where the
+    network will see other inputs than training did, or ships averaged weights, its statistics are taken again.
     Returns what was logged of every epoch: the losses per sample, and loss and accuracy on validation.
 
     Raises:
+        BadHost: the device does not compute in the schedule's precision.
         Diverged: a loss or a gradient is not finite.
         OutOfResources: the device's memory does not hold a batch.
 
     """
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    lesson = Lesson(net, terms)
-    optimizer = AdamW(_groups(lesson, schedule.weight_decay), lr=schedule.lr)
-    folder, key = work / "checkpoint", _key(lesson, data, schedule, seed, accelerator)
-    wrapped, prepared = accelerator.prepare(lesson, optimizer)
-    loop = Loop(accelerator, lesson, wrapped, prepared, data, schedule, seed)
-    logs = checkpoint.load(folder, key, lesson, prepared)
+    loop = _prepared(net, data, terms, schedule, seed)
+    accelerator, optimizer = loop.accelerator, loop.stepper.optimizer
+    folder, key = work / "checkpoint", _key(loop)
+    logs = checkpoint.load(folder, key, loop.state(), optimizer)
     for epoch in range(len(logs), schedule.epochs):
         try:
             logs.append(_epoch(loop, epoch))
@@ -75,14 +91,38 @@ def fit(
             fix = f"lower schedule.batch (now {schedule.batch}), or choose a smaller backbone or input"
             raise OutOfResources(f"no memory left in epoch {epoch + 1} of training", fix=fix) from error
         if accelerator.is_main_process:
-            checkpoint.save(folder, key, lesson, prepared, logs)
+            checkpoint.save(folder, key, loop.state(), optimizer, logs)
         accelerator.wait_for_everyone()
         text = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in logs[-1].items())
         _say(loop, (epoch + 1) * loop.steps, text)  # said once it cannot be lost any more
+    _finish(loop, net)
     if accelerator.is_main_process:
+        record.write(work, logs, terms)
         store.remove(folder)
-    lesson.to("cpu").eval()
     return tuple(logs)
+
+
+def _prepared(net: Network, data: Data, terms: Sequence[Term], schedule: Schedule, seed: int) -> Loop:
+    # statistics and tables are shared at the end of an epoch, not overwritten by the first process in every step
+    spread = DistributedDataParallelKwargs(broadcast_buffers=False)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[spread])
+    precision.check(schedule.precision, accelerator.device)
+    lesson = Lesson(net, terms, DTYPES[schedule.precision])
+    wrapped = accelerator.prepare(lesson)
+    optimizer = AdamW(_groups(lesson, schedule.weight_decay), lr=schedule.lr)
+    stepper = Stepper(optimizer, schedule.clip, schedule.precision, accelerator.device)
+    average = None if schedule.ema is None else averaged(net.module, schedule.ema)
+    return Loop(accelerator, lesson, wrapped, stepper, average, data, schedule, seed)
+
+
+def _finish(loop: Loop, net: Network) -> None:
+    """Leave the network with the weights and statistics that it ships with."""
+    if loop.average is not None:
+        adopt(net.module, loop.average)
+    loop.lesson.to("cpu").eval()
+    unlike = loop.schedule.mix is not None or any(term.loss.views > 1 for term in loop.lesson.terms)
+    if unlike or loop.average is not None:
+        recalibrated(net, loop.data)
 
 
 def rate(step: int, steps: int, warmup: float) -> float:
@@ -108,6 +148,8 @@ def _epoch(loop: Loop, epoch: int) -> dict[str, float]:
             said = time.monotonic()
             _say(loop, epoch * loop.steps + i + 1, f"step {i + 1}/{loop.steps}")
     _share_tables(loop, rows)
+    for module in (loop.lesson.network, loop.ships):
+        shared(module, loop.accelerator)
     result = {name: value / len(rows) for name, value in sums.items()} | _validate(loop)
     if not all(math.isfinite(value) for value in result.values()):
         raise _diverged(epoch, loop.steps, loop.schedule)
@@ -119,22 +161,30 @@ def _step(loop: Loop, rows: Rows, step: int, generator: torch.Generator) -> dict
     accelerator, schedule = loop.accelerator, loop.schedule
     mine = share(len(rows), accelerator.process_index, accelerator.num_processes)
     idle = mine.start == mine.stop  # fewer samples than processes: take part with a weight of zero
-    mine = slice(0, 1) if idle else mine
-    draws = loop.data.draws(len(rows), generator)
-    batch = loop.data.batch(rows[mine], accelerator.device, None if draws is None else draws[mine])
+    batch = _batch(loop, rows, slice(0, 1) if idle else mine, step, generator)
     total = loop.steps * schedule.epochs
-    for group in loop.optimizer.param_groups:
+    for group in loop.stepper.optimizer.param_groups:
         group["lr"] = schedule.lr * rate(step, total, schedule.warmup)
     loss, logs = loop.wrapped(batch, step / total)
     weight = 0.0 if idle else 1.0
     # gradients are averaged over the processes: their number makes that a sum, the count makes it a mean
-    accelerator.backward(loss * (weight * accelerator.num_processes / len(rows)))
-    norm = accelerator.clip_grad_norm_([p for p in loop.lesson.parameters() if p.requires_grad], schedule.clip)
-    if not (torch.isfinite(norm) and torch.isfinite(loss)):
+    if not loop.stepper.step(loss * (weight * accelerator.num_processes / len(rows))):
         raise _diverged(step // loop.steps, step % loop.steps + 1, schedule)
-    loop.optimizer.step()
-    loop.optimizer.zero_grad()
+    if loop.average is not None:
+        loop.average.update_parameters(loop.lesson.network)
     return _summed(accelerator, {"loss": loss.detach(), **logs}, weight)
+
+
+def _batch(loop: Loop, rows: Rows, mine: slice, step: int, generator: torch.Generator) -> Batch:
+    """Return a part of a global batch, augmented, and mixed where the schedule says so."""
+    device, mix = loop.accelerator.device, loop.schedule.mix
+    draws = loop.data.draws(len(rows), generator)
+    batch = loop.data.batch(rows[mine], device, None if draws is None else draws[mine])
+    if mix is None:
+        return batch
+    mixing = Mixing(mix, len(rows), [loop.seed, step])
+    partner = mixing.partner[mine]
+    return mixing.mixed(batch, loop.data.batch(rows[partner], device, None if draws is None else draws[partner]))
 
 
 def _share_tables(loop: Loop, rows: Rows) -> None:
@@ -156,13 +206,15 @@ def _share_tables(loop: Loop, rows: Rows) -> None:
 def _validate(loop: Loop) -> dict[str, float]:
     """Return loss and accuracy (a share) on the validation part."""
     rows = loop.data.rows("validation")
-    accelerator, lesson = loop.accelerator, loop.lesson.eval()
+    accelerator, family, module = loop.accelerator, loop.lesson.family, loop.ships
+    loop.lesson.eval()
+    module.eval()
     mine = rows[share(len(rows), accelerator.process_index, accelerator.num_processes)]
     sums = {name: torch.zeros((), device=accelerator.device) for name in ("validation_loss", "validation_accuracy")}
     with torch.no_grad():
         for i in range(0, len(mine), EVALUATION_BATCH):
             batch = loop.data.batch(mine[i : i + EVALUATION_BATCH], accelerator.device)
-            logits = lesson.family.logits(lesson.network, batch)
+            logits = family.logits(module, batch)
             sums["validation_loss"] += functional.cross_entropy(logits, batch["labels"], reduction="sum")
             sums["validation_accuracy"] += (logits.argmax(-1) == batch["labels"]).sum()
     return {name: value / max(1, len(rows)) for name, value in _summed(accelerator, sums, 1.0).items()}
@@ -186,15 +238,15 @@ def _groups(lesson: nn.Module, weight_decay: float) -> list[dict[str, list[nn.Pa
 def _train_mode(lesson: nn.Module) -> None:
     """Switch to training, except for frozen normalisation layers: their statistics stay too."""
     lesson.train()
-    for layer in lesson.modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not any(p.requires_grad for p in layer.parameters()):
+    for layer in norms(lesson):
+        if frozen(layer):
             layer.eval()
 
 
-def _key(lesson: Lesson, data: Data, schedule: Schedule, seed: int, accelerator: Accelerator) -> str:
+def _key(loop: Loop) -> str:
     """Return a digest of all that decides the result of a training."""
     state = hashlib.sha256()
-    for name, tensor in (*lesson.named_parameters(), *lesson.named_buffers()):
+    for name, tensor in (*loop.lesson.named_parameters(), *loop.lesson.named_buffers()):
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.requires_grad}\n".encode())
         state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     options = [
@@ -203,10 +255,12 @@ def _key(lesson: Lesson, data: Data, schedule: Schedule, seed: int, accelerator:
             t.weight,
             {k: v for k, v in vars(t.loss).items() if k != "training" and isinstance(v, int | float | str)},
         ]
-        for t in lesson.terms
+        for t in loop.lesson.terms
     ]
+    accelerator = loop.accelerator
     host = [torch.__version__, torch.get_num_threads(), accelerator.device.type, accelerator.num_processes]
-    return store.digest([state.hexdigest(), data.digest, options, schedule.model_dump(mode="json"), seed, host])
+    schedule = loop.schedule.model_dump(mode="json")
+    return store.digest([state.hexdigest(), loop.data.digest, options, schedule, loop.seed, host])
 
 
 def _derived(*numbers: int) -> int:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
+import torch
 from torch import Tensor, nn
 
 from edgetl.errors import BadInput
-from edgetl.network.names import live
 from edgetl.network.network import Network
-from edgetl.train.taps import Features, tapped
+from edgetl.train.mixing import MIXED, values_of
+from edgetl.train.taps import Features, full, tapped
 from edgetl.train.views import expanded
+from edgetl.types import Json
 
 
 class Loss(nn.Module, ABC):
@@ -30,6 +33,12 @@ class Loss(nn.Module, ABC):
     views: int = 1
     """How many transformed views of every sample it looks at; see `expanded` in train/views.py."""
 
+    whole: bool = False
+    """Where samples are mixed it looks at whole ones, and gets the answers to the mixtures as `mixed_logits`."""
+
+    facts: Mapping[str, Json] = MappingProxyType({})
+    """What was found out when it was made, for the record of the training."""
+
     @abstractmethod
     def forward(
         self, logits: Tensor, features: Features, batch: Mapping[str, Tensor], progress: float
@@ -38,7 +47,8 @@ class Loss(nn.Module, ABC):
 
         Sums, because the parts of a batch that several processes hold are not equally long.
         `logits` is (B, labels), `progress` the share of training done, in [0, 1). A loss of M views gets B * M of
-        everything, sample by sample, with the number of the view in `batch["view"]`.
+        everything, sample by sample, with the number of the view in `batch["view"]`; what tells of mixtures, see
+        train/mixing.py, is always (B, ...).
         """
 
 
@@ -50,41 +60,75 @@ class Term:
     weight: float = 1.0
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What went through a network, and what came out."""
+
+    batch: Mapping[str, Tensor]
+    logits: Tensor
+    features: Features
+
+    def part(self, which: slice, batch: Mapping[str, Tensor]) -> Seen:
+        """Return some of it, as the answers to another batch."""
+        return Seen(batch, self.logits[which], self.features.part(which, len(self.logits)))
+
+
 class Lesson(nn.Module):
     """A network and its losses as one module, so that one wrapper shares it out over processes."""
 
-    def __init__(self, net: Network, terms: Sequence[Term]) -> None:
+    def __init__(self, net: Network, terms: Sequence[Term], dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.family = net.family
         self.network = net.module
         self.losses = nn.ModuleList(term.loss for term in terms)
         self.terms = tuple(terms)
-        names = live(net.family, net.module)
+        self.dtype = dtype
         # a plain dict, so that the tapped layers are not registered a second time
-        self._tapped = {place: names.at(place) for term in terms for place in term.loss.taps}
+        self._tapped = {place: net.at(place) for term in terms for place in term.loss.taps}
         counts = {term.loss.views for term in terms} - {1}
         if len(counts) > 1:
             problem = f"the losses of one step ask for {' and '.join(map(str, sorted(counts)))} views of a sample"
             raise BadInput(problem, fix="give them the same number of views")
         self._views = max(counts, default=1)
+        self._whole = any(term.loss.whole for term in terms)
 
     def forward(self, batch: Mapping[str, Tensor], progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum of the losses and their logs, all summed over the batch."""
-        seen = batch if self._views == 1 else expanded(batch, self._views)
-        with tapped(self._tapped) as features:
-            logits = self.family.logits(self.network, seen)
-        plain = (
-            (logits, features, batch)
-            if self._views == 1
-            else (logits[:: self._views], features.every(self._views), batch)
-        )
-        total = logits.new_zeros(())
-        logs: dict[str, Tensor] = {}
-        for term in self.terms:
-            loss, said = term.loss(*(plain if term.loss.views == 1 else (logits, features, seen)), progress)
-            total = total + term.weight * loss
-            logs |= said
+        with torch.autocast(batch["index"].device.type, self.dtype, enabled=self.dtype != torch.float32):
+            several, whole, single = self._answered(batch)
+            total = single.logits.new_zeros(())
+            logs: dict[str, Tensor] = {}
+            for term in self.terms:
+                seen = several if term.loss.views > 1 else whole if term.loss.whole else single
+                loss, said = term.loss(seen.logits, seen.features, seen.batch, progress)
+                total = total + term.weight * loss
+                logs |= said
         return total, logs
+
+    def _answered(self, batch: Mapping[str, Tensor]) -> tuple[Seen, Seen, Seen]:
+        """Return the answers for losses of several views, for those of whole samples, and for the others."""
+        about = {name: batch[name] for name in MIXED if name in batch}
+        clean = {name: value for name, value in batch.items() if name not in about}
+        wide = clean if self._views == 1 else expanded(clean, self._views)
+        count = len(wide["index"])
+        if not about:
+            several = self._through(wide)
+            single = several if self._views == 1 else several.part(slice(0, count, self._views), clean)
+            return several, single, single
+        name = values_of(clean)
+        mixture = clean | about | {name: about["mixed"]}
+        if not self._whole:
+            single = self._through(mixture)
+            return single, single, single
+        both = self._through({name: torch.cat([wide[name], about["mixed"]]), "index": wide["index"]})
+        single = both.part(slice(count, None), mixture)
+        told = about | {"mixed_logits": single.logits}
+        return both.part(slice(count), wide | told), both.part(slice(0, count, self._views), clean | told), single
+
+    def _through(self, batch: Mapping[str, Tensor]) -> Seen:
+        with tapped(self._tapped) as features:
+            logits = self.family.logits(self.network, batch)
+        return Seen(batch, full(logits), features.full())
 
 
 def epoch_of(progress: float, epochs: int) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from accelerate import Accelerator
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgetl.network.network import Network
@@ -13,8 +15,11 @@ BATCH = 256
 
 @torch.no_grad()
 def recalibrated(net: Network, data: Data) -> None:
-    """Set every layer's running mean and variance to the mean over all training samples, untransformed, in place."""
-    layers = [layer for layer in net.module.modules() if isinstance(layer, _BatchNorm)]
+    """Set running means and variances to the mean over all training samples, untransformed, in place.
+
+    Layers whose weights do not train keep their statistics.
+    """
+    layers = [layer for layer in norms(net.module) if not frozen(layer)]
     if not layers:
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -31,3 +36,23 @@ def recalibrated(net: Network, data: Data) -> None:
     for layer, momentum in zip(layers, before, strict=True):
         layer.momentum = momentum
     net.module.to("cpu").eval()
+
+
+def frozen(layer: _BatchNorm) -> bool:
+    """Return whether a layer has no weight that trains: its statistics stay too."""
+    return not any(p.requires_grad for p in layer.parameters())
+
+
+def shared(module: nn.Module, accelerator: Accelerator) -> None:
+    """Set the statistics, which every process takes of its own part of a batch, to their mean, in place."""
+    if accelerator.num_processes == 1:
+        return
+    for layer in norms(module):
+        for statistic in (layer.running_mean, layer.running_var):
+            if statistic is not None:
+                statistic.copy_(accelerator.reduce(statistic, reduction="mean"))
+
+
+def norms(module: nn.Module) -> list[_BatchNorm]:
+    """Return the layers of batch normalisation."""
+    return [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]

@@ -23,6 +23,14 @@ class Call:
         """Return the layer's output for another first argument."""
         return first(layer(hidden, *self.args, **self.kwargs))
 
+    def part(self, which: slice, count: int) -> Call:
+        """Return the call for some of the `count` samples."""
+
+        def cut(value: object) -> object:
+            return value[which] if isinstance(value, Tensor) and value.dim() and len(value) == count else value
+
+        return Call(tuple(map(cut, self.args)), {name: cut(value) for name, value in self.kwargs.items()})
+
 
 class Features(dict[str, Tensor]):
     """The outputs of layers by canonical path, and how they were called."""
@@ -31,11 +39,24 @@ class Features(dict[str, Tensor]):
         super().__init__()
         self.calls: dict[str, Call] = {}
 
-    def every(self, step: int) -> Features:
-        """Return those of every `step`-th sample."""
-        part = Features()
-        part.update({place: output[::step] for place, output in self.items()})
-        return part
+    def part(self, which: slice, count: int) -> Features:
+        """Return those of some of the `count` samples."""
+        found = Features()
+        found.update({place: output[which] for place, output in self.items()})
+        found.calls = {place: call.part(which, count) for place, call in self.calls.items()}
+        return found
+
+    def full(self) -> Features:
+        """Return them in float32 where they were computed in half precision."""
+        found = Features()
+        found.update({place: full(output) for place, output in self.items()})
+        found.calls = self.calls
+        return found
+
+
+def full(output: Tensor) -> Tensor:
+    """Return an output in float32 where it was computed in half precision."""
+    return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
 
 
 def first(output: Tensor | tuple[Tensor, ...]) -> Tensor:

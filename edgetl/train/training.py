@@ -12,11 +12,11 @@ from pydantic_core import PydanticCustomError
 from edgetl.losses.labels import Labels
 from edgetl.losses.logits import Logits
 from edgetl.network.network import Network
-from edgetl.recipe.objective import Losses, Objective
+from edgetl.recipe.objective import Losses, Objective, check_mixed
 from edgetl.recipe.schema import Context, Schedule, Step, Teacher
 from edgetl.train.course import Course, terms
 from edgetl.train.fit import fit
-from edgetl.train.normalisation import recalibrated
+from edgetl.types import Json
 
 
 class Training(Step, ABC):
@@ -31,18 +31,24 @@ class Training(Step, ABC):
     @classmethod
     def _fit_the_teacher(cls, losses: Losses, info: ValidationInfo) -> Losses:
         teacher = info.data.get("teacher")
-        pupil = next((o.use for o in losses if o.taught), None)
+        pupil = next((o.use for o in losses if o.needs_teacher()), None)
         if pupil and teacher is None:
             text = "'{use}' learns from a teacher; add teacher: {{step: NAME}}"
             raise PydanticCustomError("objective", text, {"use": pupil})
         # compared by value: a resolved recipe has every default written
         if losses and teacher is not None and teacher != Teacher(step=teacher.step):
             raise PydanticCustomError("objective", "give temperature and weight to the losses, not to the teacher")
+        check_mixed(losses, info.data.get("schedule"))
         return losses
 
     def reads(self) -> tuple[str, ...]:
-        """Return the teacher's step."""
-        return (self.teacher.step,) if self.teacher else ()
+        """Return the steps of all teachers."""
+        own = (self.teacher.step,) if self.teacher else ()
+        return tuple(dict.fromkeys([*own, *(step for o in self.losses for step in o.reads())]))
+
+    def sources(self) -> tuple[tuple[str, str | Mapping[str, Json]], ...]:
+        """Return family and source of the teachers from elsewhere."""
+        return tuple(each for o in self.losses for each in o.sources())
 
     def learn(self, net: Network, ctx: Context, smoothing: float = 0.0) -> tuple[Mapping[str, float], ...]:
         """Train the parameters of the network that require a gradient, in place; return what was logged of each epoch.
@@ -53,18 +59,15 @@ class Training(Step, ABC):
 
         """
         source = ctx.past(self.teacher.step) if self.teacher else None
-        chosen = self.losses or usual(self.teacher, smoothing)
+        chosen = self.losses or usual(self.teacher, smoothing, live=self.schedule.mix is not None)
         course = Course(net, source, ctx, self.schedule.epochs)
         learnt = terms(chosen, course)
-        logs = fit(net, ctx.data, learnt, self.schedule, ctx.seed, ctx.work)
-        if any(term.loss.views > 1 for term in learnt):
-            recalibrated(net, ctx.data)
-        return logs
+        return fit(net, ctx.data, learnt, self.schedule, ctx.seed, ctx.work)
 
 
-def usual(teacher: Teacher | None, smoothing: float = 0.0) -> tuple[Objective, ...]:
+def usual(teacher: Teacher | None, smoothing: float = 0.0, *, live: bool = False) -> tuple[Objective, ...]:
     """Return the losses of a step that names none: the labels, and the answers of a teacher by its weight."""
     if teacher is None:
         return (Labels(smoothing=smoothing),)
     own = Labels(smoothing=smoothing, weight=1 - teacher.weight)
-    return own, Logits(temperature=teacher.temperature, weight=teacher.weight)
+    return own, Logits(temperature=teacher.temperature, weight=teacher.weight, live=live)

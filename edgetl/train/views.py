@@ -6,17 +6,17 @@ All are exact, can be undone, and start with the identity. Letters: B samples, M
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from edgetl.errors import BadInput
+from edgetl.operations import Kind
 
 COUNTS = (1, 2, 4)
 
 
-def check(kind: Literal["image", "text"], count: int, shape: tuple[int, ...]) -> None:
+def check(kind: Kind, count: int, shape: tuple[int, ...]) -> None:
     """Refuse a number of views that the data does not have; `shape` is that of one sample's first input.
 
     Raises:
@@ -34,11 +34,16 @@ def expanded(batch: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     """Return the batch with M views of every sample, (B * M, ...) ordered by sample, and their numbers as `view`.
 
     Pictures: M = 4 the rotations by quarter turns, anticlockwise; M = 2 half a turn. Texts: with the first and last
-    token in place, the halves swapped (M = 2), and for M = 4 also reversed, and both.
+    token in place, the halves swapped (M = 2), and for M = 4 also reversed, and both. Readings: backwards in time
+    (M = 2), and for M = 4 also negated, and both. Spectrograms: backwards (M = 2), and for M = 4 also with the bands
+    upside down, and both.
     """
     if "pixel_values" in batch:
         turns = [k * 4 // count for k in range(count)]
         views = {"pixel_values": torch.stack([torch.rot90(batch["pixel_values"], k, (2, 3)) for k in turns], 1)}
+    elif "input_values" in batch:
+        changed = [signal(batch["input_values"], backwards=bool(k & 1), inverted=bool(k & 2)) for k in range(count)]
+        views = {"input_values": torch.stack(changed, 1)}
     else:
         ids, mask = batch["input_ids"], batch["attention_mask"]
         orders = [order(mask, swapped=bool(k & 1), turned=bool(k & 2)) for k in range(count)]
@@ -46,6 +51,14 @@ def expanded(batch: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     rest = {k: v.repeat_interleave(count, 0) for k, v in batch.items() if k not in views}
     number = torch.arange(count, device=batch["index"].device).repeat(len(batch["index"]))
     return rest | {k: v.flatten(0, 1) for k, v in views.items()} | {"view": number}
+
+
+def signal(values: Tensor, *, backwards: bool, inverted: bool) -> Tensor:
+    """Return readings (B, C, T) backwards, negated or both; spectrograms (B, 1, bands, T) turn their bands instead."""
+    values = values.flip(-1) if backwards else values
+    if not inverted:
+        return values
+    return values.flip(-2) if values.dim() == 4 else -values
 
 
 def order(mask: Tensor, *, swapped: bool, turned: bool) -> Tensor:

@@ -1,6 +1,6 @@
 """Classify files with a bundle that edgetl made. Needs `pip install edgetl` and nothing else; no torch.
 
-python classify.py BUNDLE INPUT...      inputs: image files, .npy files, or texts where the bundle reads text
+python classify.py BUNDLE INPUT...      inputs: image, WAV or .npy files, or texts where the bundle reads text
 python classify.py --golden BUNDLE      the bundle's own golden samples, one label a line
 """
 
@@ -25,7 +25,7 @@ def golden(bundle: str) -> list[str | Path | bytes]:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Classify files with a bundle that edgetl made.")
     parser.add_argument("bundle", help="the folder that holds manifest.json")
-    parser.add_argument("inputs", nargs="*", help="image files, .npy files or texts")
+    parser.add_argument("inputs", nargs="*", help="image, WAV or .npy files, or texts")
     parser.add_argument("--golden", action="store_true", help="classify the bundle's own golden samples")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()

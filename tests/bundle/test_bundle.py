@@ -177,6 +177,25 @@ def test_a_swap_after_the_check_changes_nothing(make: Make, images: np.ndarray, 
         read_golden(bundle)
 
 
+RUNG = {
+    "target": "onnx",
+    "precision": "fp32",
+    "outcome": "ships",
+    "reason": "no other file keeps the gates",
+    "size_bytes": 10,
+    "given_back": ["layers.0/MatMul"],
+    "time_ms": None,
+    "ratio": {"value": 1, "low": 0.9, "high": 1.1},
+}
+
+
+def test_how_a_file_was_made_may_be_told(make: Make) -> None:
+    told = {"given_back": ["a"], "calibration": None, "ladder": [RUNG, {**RUNG, "outcome": "rejected"}]}
+    before = open_bundle(make()).manifest["provenance"]
+    dtypes = {"int8": 0.9, "fp32": 0.1}
+    assert open_bundle(make(provenance={**before, **told}, dtypes=dtypes)).manifest["dtypes"] == dtypes
+
+
 def drop_key(*keys: str) -> Callable[[dict], object]:
     def change(manifest: dict) -> None:
         for key in keys[:-1]:
@@ -208,6 +227,21 @@ def drop_key(*keys: str) -> Callable[[dict], object]:
         (lambda m: m["cost"].update(parameters=-1), "cost has a negative count"),
         (lambda m: m.update(opset="20"), "opset"),
         (lambda m: m["runtime"].update(needs=">=1; rm"), "runtime.needs"),
+        (lambda m: m.update(dtypes={"int8": "most"}), "dtypes"),
+        (lambda m: m.update(dtypes={"int8": 1.5}), "dtypes"),
+        (lambda m: m.update(dtypes={"x" * 3000: 1}), "more than 2000 characters"),
+        (lambda m: m["parity"].update(shapes=[{"batch": -1}]), "parity.shapes"),
+        (lambda m: m["provenance"].update(given_back=[1]), "provenance.given_back.0"),
+        (lambda m: m["provenance"].update(given_back=["n"] * 100_001), "more than 100000 entries"),
+        (lambda m: m["provenance"].update(calibration={"part": "train"}), "calibration.samples is missing"),
+        (lambda m: m["provenance"].update(ladder={}), "provenance.ladder must be a list"),
+        (lambda m: m["provenance"].update(ladder=[RUNG | {"outcome": "sinks"}]), "ladder.0.outcome"),
+        (lambda m: m["provenance"].update(ladder=[RUNG | {"outcome": "rejected"}]), "ships not one file"),
+        (lambda m: m["provenance"].update(ladder=[RUNG, RUNG]), "ships not one file"),
+        (lambda m: m["provenance"].update(ladder=[RUNG | {"size_bytes": -1}]), "ladder.0.size_bytes"),
+        (lambda m: m["provenance"].update(ladder=[RUNG | {"time_ms": 3}]), "ladder.0.time_ms"),
+        (lambda m: m["provenance"].update(ladder=[RUNG | {"target": 3}]), "ladder.0.target"),
+        (lambda m: m["provenance"].update(ladder=[RUNG] * 101), "more than 100 entries"),
     ],
 )
 def test_a_malformed_manifest_is_refused_and_the_key_named(make: Make, reseal, change, named: str) -> None:

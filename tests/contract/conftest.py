@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from edgetl import store
 from edgetl.network.network import Network, create
 from edgetl.prepare import Prepared
 from edgetl.preprocess import Raw
@@ -76,9 +77,11 @@ def context(tiny: Data, tmp_path: Path) -> Callable[..., Context]:
         work.mkdir(exist_ok=True)
 
         def once(what: str, parts: Mapping[str, Json | Network], fill: Callable[[Path, int], None]) -> Path:
-            folder = work / "shared" / what
-            folder.mkdir(parents=True)
-            fill(folder, 7)
+            key = store.digest({k: v.digest if isinstance(v, Network) else v for k, v in parts.items()})
+            folder = work / "shared" / f"{what}-{key[:16]}"
+            if not folder.exists():
+                folder.mkdir(parents=True)
+                fill(folder, 7)
             return folder
 
         return Context(tiny, seed, work, lambda step: (past or {})[step].copy(), once)

@@ -6,8 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgetl.audio import decode
 from edgetl.data.arrays import Arrays
+from edgetl.data.audio_folder import AudioFolder
 from edgetl.data.image_folder import ImageFolder
+from edgetl.data.sensor_windows import SensorWindows
 from edgetl.data.text_csv import TextCsv
 from edgetl.network.family import Prep
 from edgetl.prepare import prepare
@@ -63,6 +66,23 @@ def test_banking77_keeps_quotes_and_odd_names():
 
 
 def test_sensor_windows_keep_their_split_by_subject():
-    e = Arrays(root=DATA / "timeseries/phone-har").examples()
+    e = SensorWindows(root=DATA / "timeseries/phone-har").examples()
+    assert counts(e)["train"] == [115, 144, 963, 229, 219]
     assert counts(e)["test"] == [29, 49, 478, 102, 55]
     assert (e.raw.dtype, e.raw.shape) == ("float32", (100, 6))
+    assert {part: len(np.unique(e.groups[rows])) for part, rows in e.parts.items()} == {
+        "train": 14,
+        "validation": 3,
+        "test": 6,
+    }
+
+
+def test_spoken_digits_have_their_published_split_and_speakers():
+    root = DATA / "audio/fsdd/recordings.zip"
+    e = AudioFolder(root=root, classes="name", test_files="*_[0-4].wav", speaker=1).examples()
+    assert e.labels == tuple("0123456789")
+    assert counts(e) == {"train": [270] * 10, "test": [30] * 10}
+    assert len(np.unique(e.groups)) == 6
+    lengths = [len(decode(e.read(row), 8000)) for row in range(len(e.y))]
+    assert (min(lengths), max(lengths)) == (1148, 18262)
+    assert sum(length > 8000 for length in lengths) == 20

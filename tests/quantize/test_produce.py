@@ -106,18 +106,19 @@ def test_a_candidate_that_misses_a_gate_is_not_even_timed(
     pictures: Case, order: Order, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed: list[Sequence[Path]] = []
-    monkeypatch.setattr(ladder, "_timed", lambda bundles, _: timed.append(bundles) or [None] * len(bundles))
+    monkeypatch.setattr(ladder, "_timed", lambda bundles, *_: timed.append(bundles) or [None] * len(bundles))
     standard = _standard(pictures, order)
     trial, base = _trial(pictures), order.out / "base.onnx"
+    bar = standard.bar(base, chooses=True)
     tried = []
     for precision in ("fp32", "int8_dynamic"):
         folder = order.out / precision
         folder.mkdir()
-        one = produce.lowered(Onnx(precision=precision), base, folder, pictures.material(), standard.bar(base))
+        one = produce.lowered(Onnx(precision=precision), base, folder, pictures.material(), bar)
         missed = "" if precision == "fp32" else "agreement: 0.5, limit 0.9"
         made = artifact.check(pictures.net, trial, replace(one, missed=missed), order.out, order.facts)
         tried.append((made, folder))
-    other = Rung("int8", "rejected", "3 training samples do not tell the ranges of int8")
+    other = Rung("onnx", "int8", "rejected", "3 training samples do not tell the ranges of int8")
     found = ladder.climb(tried, [other], None)  # type: ignore[arg-type]
     assert [(r.precision, r.outcome) for r in found.rungs] == [
         ("fp32", "ships"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -10,7 +12,8 @@ import pytest
 from onnx import numpy_helper
 
 from edgetl import plugins
-from edgetl.quantize.repair import divergence, lowered, sensitivity
+from edgetl.quantize import repair
+from edgetl.quantize.repair import divergence, lowered, worst_first
 from edgetl.recipe.schema import Material
 from edgetl.targets.onnx import FILE, Onnx
 from tests.quantize.conftest import Case
@@ -53,11 +56,42 @@ def test_a_wrong_zero_point_is_caught_named_and_repaired(pictures: Case, tmp_pat
     target, material, bar = WrongZeroPoint(precision="int8"), pictures.material(), pictures.bar(agreement=0.9)
     session = target.open(tmp_path / target.lower(pictures.base, tmp_path, material), {}, 1)
     assert bar.missed(pictures.practice().answers(session)), "the planted fault must be one that the gate sees"
-    assert sensitivity(target, pictures.base, material, 1)[0][0] == BROKEN
+    assert next(worst_first(target, pictures.base, material, 1)) == BROKEN
     made = lowered(target, pictures.base, tmp_path, material, bar)
     assert made.given_back == (BROKEN,)
     assert not made.missed
     assert target.dtypes(made.file, target.nodes(pictures.base))[BROKEN] == "fp32"
+
+
+class Counted(WrongZeroPoint):
+    """One that notes how many files were made."""
+
+    made: ClassVar[list[frozenset[str]]] = []
+
+    def lower(self, base: Path, folder: Path, material: Material) -> str:
+        self.made.append(material.floats)
+        return super().lower(base, folder, material)
+
+
+def test_one_bad_node_is_found_with_few_files_and_every_node_comes_once(pictures: Case) -> None:
+    target, material = Counted(precision="int8"), pictures.material()
+    nodes = target.nodes(pictures.base)
+    Counted.made.clear()
+    found = worst_first(target, pictures.base, material, 1)
+    assert next(found) == BROKEN
+    assert len(Counted.made) <= 2 * math.ceil(math.log2(len(nodes))) < len(nodes)
+    assert sorted([BROKEN, *found]) == sorted(nodes)
+    assert len(Counted.made) <= 2 * len(nodes)
+
+
+def test_when_files_run_out_groups_go_by_their_mean(pictures: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repair, "MOST_FILES", 4)
+    target, material = Counted(precision="int8"), pictures.material()
+    Counted.made.clear()
+    order = list(worst_first(target, pictures.base, material, 1))
+    assert len(Counted.made) == 4
+    assert sorted(order) == sorted(target.nodes(pictures.base))
+    assert order.index(BROKEN) <= math.ceil(len(order) / 4)
 
 
 def test_the_mask_that_bert_adds_is_given_back(texts: Case, tmp_path: Path) -> None:

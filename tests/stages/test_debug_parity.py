@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 from typer.testing import CliRunner
 
-from edgetl import cli
+from edgetl import cli, sealed
 from edgetl.errors import BadInput, GateMissed
 from edgetl.stages.debug_parity import debug_parity, require
 
@@ -69,3 +69,19 @@ def test_a_saved_network_is_looked_at_too(run: Path) -> None:
     export(network)
     [one] = debug_parity(network)
     assert one.bad.module is None
+
+
+def test_a_file_for_tensorrt_is_compared_as_the_cpu_runs_it(run: Path) -> None:
+    bundle = next((run / "bundles").glob("*/onnx-fp32"))
+    facts = json.loads((bundle / "manifest.json").read_text())
+    model = onnx.load(bundle / "model.onnx")
+    model.producer_name = "another"  # the same network in other bytes
+    for precision, lines in (("fp32", 2), ("bf16", 1)):
+        (bundle / "model.onnx").write_bytes(model.SerializeToString())
+        trt = {"target": "trt", "precision": precision, "session": {"batch": 64, "tokens": 512}}
+        (bundle / "manifest.json").write_text(json.dumps(facts | trt))
+        (bundle / "SHA256SUMS").unlink()
+        sealed.seal(bundle)
+        found = debug_parity(bundle)
+        assert len(found) == lines
+        assert all(one.bad.module is None for one in found)

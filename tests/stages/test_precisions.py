@@ -47,7 +47,7 @@ def test_int8_alone_is_compared_with_the_reference_at_fp32(asked) -> None:
         if row.judged:
             assert row.quality.drop == evaluate.drop(reference, answers[row.name], y)
     table = (run / "report.md").read_text()
-    assert "| optin-0.6 onnx int8 | int8      | asked" in table
+    assert "| optin-0.6 onnx int8 | onnx int8 | asked" in table
     assert "int8 100 %" in table
     before = times(run / "bundles")
     export(run)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgetl.errors import BadInput
-from edgetl.losses._heads import heads, stages_of
+from edgetl.losses._heads import heads, hints, stages_of
 from edgetl.losses._memory import Twin
 from edgetl.losses.lsskd import Layered, Lsskd, aggregated
-from edgetl.losses.ps_kd import soft_cross_entropy
+from edgetl.losses.ps_kd import with_earlier
 from edgetl.methods.lsskd import LayeredTraining
 from edgetl.network.network import Network, create
 from edgetl.recipe.schema import Schedule
@@ -206,7 +206,8 @@ class TestTerms:
         target = (1 - share) * functional.one_hot(truth, 5) + share * before
         assert torch.allclose(target.sum(-1), torch.ones(4, dtype=torch.float64))
         expected = -(target * logits.log_softmax(-1)).sum()
-        assert float(soft_cross_entropy(logits, truth, before, share)) == pytest.approx(float(expected))
+        hard = functional.cross_entropy(logits, truth, reduction="sum")
+        assert float(with_earlier(hard, logits, before, share)) == pytest.approx(float(expected))
 
 
 def parts_of(loss: Layered, net: Network, batch) -> dict[str, Tensor]:
@@ -217,9 +218,9 @@ def parts_of(loss: Layered, net: Network, batch) -> dict[str, Tensor]:
     found = [head(features, wide) for head in loss.heads]
     answers = torch.stack([a for _, a in found], 1)
     return {
-        "labels": soft_cross_entropy(logits[:: loss.views], batch["labels"], None, 0.0),
+        "labels": functional.cross_entropy(logits[:: loss.views], batch["labels"], reduction="sum"),
         "deep_to_shallow": loss._downwards(answers),
-        "hint": loss._hints([h for h, _ in found], features[loss.taps[-1]], wide),
+        "hint": hints([h for h, _ in found[:-1]], features[loss.taps[-1]], wide),
     }
 
 

@@ -154,7 +154,7 @@ def _add(
     batch = one.batches[0]
     count, device = len(batch.entry), batch.entry.device
     masks = {g.name: torch.ones(count, g.count, requires_grad=True, device=device) for g in groups}
-    with _masked(groups, gates, masks):
+    with masked(groups, gates, masks):
         points, (log_q,) = walk(one, 0, [batch.entry])
     roots = (batch.log_p / 2).exp()
     for r, probe in enumerate(probes):
@@ -186,7 +186,7 @@ def _gradients(value: Tensor, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _masked(groups: Sequence[Group], gates: Mapping[str, nn.Module], masks: Mapping[str, Tensor]) -> Iterator[None]:
+def masked(groups: Sequence[Group], gates: Mapping[str, nn.Module], masks: Mapping[str, Tensor]) -> Iterator[None]:
     """Multiply each unit's slice of its gate's input by its mask, sample by sample, while open."""
     with ExitStack() as stack:
         for group in groups:

@@ -1,0 +1,148 @@
+"""A fine-tuned MiniLM teaches a BERT-mini and a bag of words; validation selects, the test part judges."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _distill_images import context
+from _results import Row
+from numpy.typing import NDArray
+
+from edgetl import intervals, store
+from edgetl.data.text_csv import TextCsv
+from edgetl.evaluate import calibration_error
+from edgetl.intervals import Interval
+from edgetl.methods.distill import Distill
+from edgetl.methods.finetune import Finetune
+from edgetl.network.network import Network, create, load, save
+from edgetl.network.saved import is_saved, prep_from_json
+from edgetl.prepare import prepare
+from edgetl.train.answers import answers
+from edgetl.train.batches import Data
+
+SETS = ("banking77", "sst2")
+LENGTH = 64
+MINI = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
+STUDENTS: Mapping[str, Mapping[str, Any]] = {
+    "bert-mini": {"family": "hf_bert", "source": {**MINI, "vocab_size": 30522, "max_position_embeddings": 128}},
+    "bag": {"family": "bag", "source": {"hidden_size": 384, "intermediate_size": 384, "dropout": 0.3}},
+}
+RATES: Mapping[str, Sequence[float]] = {"bert-mini": (5e-4, 1e-3), "bag": (3e-3, 6e-3)}
+EPOCHS = {"bert-mini": 5, "bag": 20}
+TEACHING = {"epochs": 3, "lr": 1.0e-4, "batch": 32}
+
+LABELS = {"use": "labels", "weight": 0.1}
+KD = {"use": "logits", "temperature": 2.0, "weight": 0.9}
+ROWS: Mapping[str, Sequence[Mapping[str, Any]]] = {
+    "labels": [{"use": "labels"}],
+    "kd": [LABELS, KD],
+    "kd+standardised": [LABELS, {**KD, "standardised": True}],
+    "dkd": [LABELS, {"use": "dkd", "temperature": 2.0, "beta": 2.0, "warmup": 2}],
+    "dist": [LABELS, {"use": "dist"}],
+    "kd+mi_alpha": [LABELS, KD, {"use": "mi_alpha"}],
+    "kd+hidden": [LABELS, KD, {"use": "hidden", "weight": 0.1}],
+    "kd+relations": [LABELS, KD, {"use": "relations"}],
+}
+TOKENWISE = ("kd+hidden", "kd+relations")
+"""Losses that compare positions, of which a bag of words has none. `attention` needs equally many heads: 12 and 4."""
+
+
+def text_rows(options: argparse.Namespace, rows: Sequence[Row], runs: Path, add: Callable[[Row], None]) -> None:
+    """Make the rows of texts that are not there yet."""
+    if options.quick or options.text is None or options.minilm is None:
+        return
+    there = {(r["data"], r["row"]) for r in rows if r["table"] == "text"}
+    for name in SETS:
+        missing = [key for key in keys() if (name, " ".join(key)) not in there]
+        if not missing:
+            continue
+        data, teacher = taught(options.text / name, options.minilm, runs / name)
+        if (name, "teacher") not in there:
+            add({"table": "text", "data": name, "row": "teacher", **judged(teacher, data, runs / name / "teacher.npy")})
+        for student, row in missing:
+            print(f"text {name} {student} {row}", file=sys.stderr, flush=True)
+            add(
+                {
+                    "table": "text",
+                    "data": name,
+                    "row": f"{student} {row}",
+                    **made(data, teacher, student, row, runs / name),
+                }
+            )
+
+
+def keys() -> Iterator[tuple[str, str]]:
+    """Yield every student with the losses that fit it."""
+    for student in STUDENTS:
+        yield from ((student, row) for row in ROWS if student != "bag" or row not in TOKENWISE)
+
+
+def taught(source: Path, minilm: str, runs: Path) -> tuple[Data, Network]:
+    """The data, and MiniLM fine-tuned on it, once."""
+    opened = TextCsv(root=source, length=LENGTH)
+    examples = opened.examples()
+    start = create("hf_bert", minilm, examples.labels, 0)
+    operations = opened.operations(examples.raw, prep_from_json(start.facts["prep"], Path(minilm)))
+    data = Data(prepare(opened, examples, operations, 0, runs / "data"))
+    if not is_saved(runs / "teacher"):
+        step = Finetune(use="finetune", schedule=TEACHING)
+        save(step.run(start, context(data, 0, runs / "work")), runs / "teacher", assets=data.prepared.folder)
+    return data, load(runs / "teacher")
+
+
+def made(data: Data, teacher: Network, student: str, row: str, runs: Path) -> Row:
+    """The row of the learning rate that validation prefers."""
+    found: list[tuple[float, float, Network]] = []
+    started = time.process_time()
+    for lr in RATES[student]:
+        schedule = {"epochs": EPOCHS[student], "lr": lr, "batch": 32, "weight_decay": 0.01}
+        step = Distill(use="distill", student=STUDENTS[student], losses=ROWS[row], schedule=schedule)
+        net = step.run(teacher.copy(), context(data, 0, runs / "work"))
+        rows = data.rows("validation")
+        right = answers(net, data, rows).argmax(1) == data.prepared.y[rows]
+        found.append((float(right.mean()), lr, net))
+    best, lr, net = max(found, key=lambda one: one[0])
+    store.remove(runs / "work" / "checkpoint")
+    told = {"lr": lr, "validation": round(100 * best, 2), "cpu_s": round(time.process_time() - started, 1)}
+    return {**told, **judged(net, data, runs / f"{student}-{row}.npy", runs / "teacher.npy")}
+
+
+def judged(net: Network, data: Data, file: Path, teacher: Path | None = None) -> Row:
+    """Accuracy and calibration on the test part, and points lost against the teacher; what is right is written."""
+    rows = data.rows("test")
+    logits, y = answers(net, data, rows), data.prepared.y[rows]
+    right = logits.argmax(1) == y
+    np.save(file, right)
+    told: Row = {"n": len(y), "accuracy": round(100 * float(right.mean()), 2)}
+    told["ece"] = round(100 * calibration_error(logits, y), 2)
+    told["right"] = f"{file.parent.name}/{file.name}"
+    return told if teacher is None else {**told, "drop": points(lost(teacher, right))}
+
+
+def lost(teacher: Path, right: NDArray[np.bool_]) -> Interval:
+    return intervals.paired_difference(np.load(teacher), right)
+
+
+def points(interval: Interval) -> Row:
+    return {key: round(100 * getattr(interval, key), 2) for key in ("value", "low", "high")}
+
+
+def text_targets(rows: Sequence[Row], runs: Path) -> list[Row]:
+    """What every loss answers right more often than plain KD, paired on the same test texts."""
+    found = []
+    there = {(r["data"], r["row"]): r for r in rows if r["table"] == "text"}
+    for (name, row), told in there.items():
+        student, _, loss = row.partition(" ")
+        plain = there.get((name, f"{student} kd"))
+        if plain is None or not loss.startswith("kd+"):
+            continue
+        ends = points(intervals.paired_difference(np.load(runs / told["right"]), np.load(runs / plain["right"])))
+        words = f"{name}: {student} with {loss} above plain KD, points"
+        found.append({"name": words, "goal": 0, **ends, "met": ends["low"] > 0})
+    return found

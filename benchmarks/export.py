@@ -1,0 +1,277 @@
+"""Exported files side by side: what `edgetl export --target auto` ships, and what peers' defaults give.
+
+Real trained networks; every row starts from the same weights, and where it calibrates, from the same 128 training
+samples. Rounds of fresh processes, one for each row in an order shuffled anew, at one thread (judged, CPU time) and at
+two (printed, wall time). A row counts as a peer where it loses at most 1 point of accuracy of the fp32 ONNX file on
+the test samples. The rows called chain are students of the whole chain: distilled, then exported with `auto`.
+
+    python benchmarks/export.py --fashion-mnist DIR --sst2 DIR --banking77 DIR --minilm DIR --cifar10 DIR --weights DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from _export_networks import ROOT, RUNS, Job, jobs
+from _export_peers import NAMES, Entry, Given, entries
+from _export_rounds import SAMPLES, Made, answered, answers_of, interleaved
+from _results import Row, finished, host, keep
+from numpy.typing import NDArray
+
+from edgetl import device, intervals, store
+from edgetl.bundle import open_bundle
+from edgetl.intervals import Interval
+from edgetl.prepare import Prepared, open_prepared
+from edgetl.recipe.plan import read_plan
+from edgetl.roofline import roofline
+from edgetl.types import Feed
+
+RESULT = Path(__file__).parent / "results" / "export.json"
+AUTO, CHAIN, DENSE = "edgetl auto", "edgetl chain", "onnx fp32"
+GATE, LOSS, TIMES = 1.0, 1.03, 10.0
+"""Points of accuracy; the ratio to the best peer that the interval has to stay below; the chain's speed-up."""
+
+ROUNDS, QUICK_ROUNDS, WINDOW_S, QUICK_WINDOW_S = {1: 11, 2: 5}, {1: 5, 2: 3}, 1.0, 0.4
+CALIBRATION = 128
+PACKAGES = ("edgetl", "torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "numpy")
+TARGETS = "[{use: onnx, precision: fp32}, {use: auto}]"
+
+
+def main() -> None:
+    options = parsed()
+    out = options.out or (RUNS / "export.json" if options.quick else RESULT)
+    wanted = [job for job in jobs(options) if not options.only or job.name in options.only]
+    print(f"about {sum(job.minutes for job in wanted)} minutes; finished rows of {out} are kept", flush=True)
+    now = conditions(quick=options.quick)
+    rows = finished(out, now)
+    for job in wanted:
+        if not any(row["network"] == job.name for row in rows):
+            rows += measured(job, options)
+            keep(out, now, rows, targets(rows))
+    show(json.loads(out.read_text("utf-8")))
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--fashion-mnist", type=Path, help="folder with Fashion-MNIST's four files")
+    parser.add_argument("--sst2", type=Path, help="folder with SST-2 as train.tsv and test.tsv")
+    parser.add_argument("--banking77", type=Path, help="folder with BANKING77 as train.tsv and test.tsv")
+    parser.add_argument("--minilm", help="all-MiniLM-L6-v2: a folder, or the hub id")
+    parser.add_argument("--cifar10", type=Path, help="folder with CIFAR-10 as train*.npz and test.npz")
+    parser.add_argument("--weights", type=Path, help="folder with resnet-cifar10/ and efficientnet-lite0-imagenet/")
+    parser.add_argument("--optimum", type=Path, help="folder with NETWORK.onnx, made by optimum's exporter elsewhere")
+    parser.add_argument("--only", nargs="+", help="these networks alone")
+    parser.add_argument("--quick", action="store_true", help="the demo's digits only")
+    parser.add_argument("--out", type=Path, help=f"JSON file [default: {RESULT.relative_to(ROOT)}; quick: below runs/]")
+    return parser.parse_args()
+
+
+def conditions(*, quick: bool) -> Row:
+    """What the figures depend on; another machine or version begins anew."""
+    code = [store.source_digest(ROOT / "edgetl" / part) for part in ("quantize", "targets")]
+    return {
+        **host(PACKAGES),
+        "batch": 1,
+        "threads": [1, 2],
+        "quick": quick,
+        "gate": f"at most {GATE:g} point of accuracy below the fp32 ONNX file, on the same test samples",
+        "calibration": f"{CALIBRATION} training samples",
+        "quantity": "median CPU time of a call at one thread, wall time at two",
+        "interval": "95 %, Student's t on the logarithms of ratios paired by round",
+        "code": store.digest(code)[:16],
+    }
+
+
+def measured(job: Job, options: argparse.Namespace) -> list[Row]:
+    """All rows of one network."""
+    made = prepared(job)
+    optimum = options.optimum / f"{job.name}.onnx" if options.optimum else None
+    every = rows_of(made, optimum, compiles=not options.quick)
+    running = {name: entry for name, entry in every.items() if not entry.skipped}
+    for name in [name for name, entry in running.items() if (problem := answered(made, name, entry))]:
+        every[name] = Entry(skipped=f"failed: {problem}")
+        del running[name]
+    window = QUICK_WINDOW_S if options.quick else WINDOW_S
+    rounds = QUICK_ROUNDS if options.quick else ROUNDS
+    times = {threads: interleaved(made, running, threads, rounds[threads], window) for threads in rounds}
+    return [row(made, name, entry, times) for name, entry in every.items()]
+
+
+def prepared(job: Job) -> Made:
+    """The run of a network, compressed and exported, and the samples that all rows share."""
+    run, work = RUNS / job.name, RUNS / "peers" / job.name
+    gates = (f"gates.accuracy_drop={GATE}", "gates.agreement=null", f"targets={TARGETS}", "threads=1")
+    sets = [word for item in (*job.sets, *gates) for word in ("--set", item)]
+    for words in (["compress", "--recipe", job.recipe, "--out", str(run), *sets], ["export", str(run), "--no-judge"]):
+        if code := subprocess.run([sys.executable, "-m", "edgetl", *words], stdout=sys.stderr, check=False).returncode:
+            sys.exit(code)
+    work.mkdir(parents=True, exist_ok=True)
+    data, plan = open_prepared(next(run.glob("shared/data-*"))), read_plan(run)
+    test = data.splits["test"][: job.tested]
+    save(work / "test.npz", feed(data, test))
+    save(work / "inputs.npz", feed(data, test[np.linspace(0, len(test) - 1, SAMPLES).astype(int)]))
+    students = tuple(name for name in plan["students"] if name != plan["reference"])
+    return Made(job, run, work, plan["reference"], students, data.y[test])
+
+
+def feed(data: Prepared, rows: NDArray[np.int64]) -> Feed:
+    return data.preprocess().tail({name: np.asarray(values[rows]) for name, values in data.inputs.items()})
+
+
+def save(path: Path, arrays: Feed) -> None:
+    np.savez(path, allow_pickle=False, **arrays)
+
+
+def rows_of(made: Made, optimum: Path | None, *, compiles: bool) -> dict[str, Entry]:
+    """What runs each row: the peers, the bundle that `auto` chose, and those of the chain's students."""
+    plan, data = read_plan(made.run), open_prepared(next(made.run.glob("shared/data-*")))
+    drawn = np.random.default_rng(0).permutation(data.splits["train"])[:CALIBRATION]
+    network = made.run / "steps" / plan["steps"][made.reference][-1]
+    base = made.run / "students" / made.reference / "base.onnx"
+    single = [feed(data, drawn[i : i + 1]) for i in range(len(drawn))]
+    found = entries(Given(network, base, single, optimum, compiles), made.work)
+    bundles = made.run / "bundles"
+    found[AUTO] = Entry("edgetl", bundles / made.reference / "auto")
+    for student in made.students:
+        found[f"{CHAIN} {student}"] = Entry("edgetl", bundles / student / "auto")
+    return found
+
+
+def row(made: Made, name: str, entry: Entry, times: Mapping[int, Mapping[str, list[Row]]]) -> Row:
+    """The figures of one row; null is not measured."""
+    found: Row = {"network": made.job.name, "row": name, "skipped": entry.skipped or None}
+    if entry.skipped:
+        return found
+    right, dense = (right_of(made, one) for one in (name, DENSE))
+    drop = intervals.paired_difference(dense, right)
+    quality: Row = {"n": len(right), "accuracy": round(100 * float(right.mean()), 3), "drop": points(drop)}
+    quality["keeps_gate"] = quality["drop"]["value"] <= GATE
+    one, two = times[1][name], times[2][name]
+    return {
+        **found,
+        **quality,
+        "size_bytes": size(entry.file),
+        "cpu_ms": middle(one, "cpu_ms"),
+        "ratios": ratios(one, times[1][DENSE], "cpu_ms"),
+        "ratio": told(ratio(one, times[1][DENSE], "cpu_ms")),
+        "rounds_cpu_ms": [sample.get("cpu_ms") for sample in one],
+        "wall_ms_2": middle(two, "wall_ms"),
+        "ratio_2": told(ratio(two, times[2][DENSE], "wall_ms")),
+        **(chosen(entry, middle(one, "cpu_ms")) if entry.kind == "edgetl" else {}),
+    }
+
+
+def chosen(entry: Entry, cpu_ms: float | None) -> Row:
+    """What `auto` shipped, its ladder, and how near the time comes to the device's roofline where that is known."""
+    manifest, here = open_bundle(entry.file).manifest, device.load_device(device.LOCAL)
+    roof = roofline(manifest, here, cpu_ms) if cpu_ms else None
+    near = None if roof is None else round(roof.pct_of_roofline, 1)
+    ladder = manifest["provenance"]["ladder"]
+    return {"ships": f"{manifest['target']} {manifest['precision']}", "roofline_percent": near, "ladder": ladder}
+
+
+def right_of(made: Made, name: str) -> NDArray[np.bool_]:
+    return np.asarray(np.load(answers_of(made, name)).argmax(axis=1) == made.y)
+
+
+def size(file: Path) -> int | None:
+    """Bytes of a row's file, of a bundle's model; of a network in torch those of its weights."""
+    if file.is_dir():
+        kept = [p for p in file.iterdir() if p.name.startswith("model.")]
+        return sum(p.stat().st_size for p in kept) or None
+    return sum(p.stat().st_size for p in {file, *file.parent.glob(f"{file.stem}.bin")})
+
+
+def ratios(samples: Sequence[Row], base: Sequence[Row], key: str) -> list[float]:
+    """The times over those of the base, round by round where both have one."""
+    pairs = zip(samples, base, strict=True)
+    return [round(a[key] / b[key], 5) for a, b in pairs if key in a and key in b]
+
+
+def ratio(samples: Sequence[Row], base: Sequence[Row], key: str) -> Interval | None:
+    each = ratios(samples, base, key)
+    return intervals.geometric_mean(each) if len(each) > 1 else None
+
+
+def middle(samples: Sequence[Row], key: str) -> float | None:
+    known = [sample[key] for sample in samples if key in sample]
+    return round(statistics.median(known), 5) if known else None
+
+
+def points(share: Interval) -> Row:
+    return {end: round(100 * getattr(share, end), 3) for end in ("value", "low", "high")}
+
+
+def told(interval: Interval | None) -> Row | None:
+    return None if interval is None else {end: round(getattr(interval, end), 4) for end in ("value", "low", "high")}
+
+
+def targets(rows: Sequence[Row]) -> list[Row]:
+    """What is claimed of every network that is measured."""
+    found, fast = [], []
+    for network in dict.fromkeys(row["network"] for row in rows):
+        of = {row["row"]: row for row in rows if row["network"] == network and not row["skipped"]}
+        found += against_best(network, of)
+        fast += [one for name in of if name.startswith(CHAIN) for one in chain(network, of[name], of[DENSE])]
+    count = sum(one["met"] for one in fast)
+    ends = {"value": count, "low": None, "high": None, "met": count >= 2}
+    return [*found, *fast, {"name": f"networks whose chain is {TIMES:g} times faster", "goal": 2, **ends}]
+
+
+def against_best(network: str, of: Mapping[str, Row]) -> list[Row]:
+    """The time of `auto` over that of the fastest peer that keeps the gate."""
+    ours = of.get(AUTO)
+    peers = [of[name] for name in NAMES if name in of and of[name]["keeps_gate"] and of[name]["cpu_ms"]]
+    if ours is None or not peers:
+        return []
+    best = min(peers, key=lambda row: row["ratio"]["value"])
+    pairs = zip(ours["rounds_cpu_ms"], best["rounds_cpu_ms"], strict=True)
+    over = intervals.geometric_mean([a / b for a, b in pairs if a and b])
+    name = f"{network}: time of auto ({ours['ships']}) over the best peer's ({best['row']}), upper end"
+    return [{"name": name, "goal": LOSS, **(told(over) or {}), "met": over.high <= LOSS and ours["keeps_gate"]}]
+
+
+def chain(network: str, student: Row, dense: Row) -> list[Row]:
+    """How many times faster a chain's student is than the dense fp32 file."""
+    pairs = zip(dense["rounds_cpu_ms"], student["rounds_cpu_ms"], strict=True)
+    faster = intervals.geometric_mean([a / b for a, b in pairs if a and b])
+    lost = student["drop"]["value"]
+    name = f"{network}: {student['row']} over dense fp32, lower end, {lost:g} points lost"
+    met = faster.low >= TIMES and student["keeps_gate"]
+    return [{"name": name, "goal": TIMES, **(told(faster) or {}), "met": met}]
+
+
+def show(result: Row) -> None:
+    """Print the targets and the rows as tables in Markdown."""
+    for one in result["targets"]:
+        ends = "" if one["low"] is None else f" ({one['low']:g} to {one['high']:g})"
+        print(f"{one['name']}: {one['value']:g}{ends}, goal {one['goal']:g}: {'met' if one['met'] else 'not met'}")
+    print("\n| network | row | accuracy % | lost | MB | CPU ms | time / fp32 (95 %) | at 2 threads | note |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for row in result["rows"]:
+        print(f"| {row['network']} | {row['row']} | {' | '.join(cells(row))} |")
+
+
+def cells(row: Row) -> list[str]:
+    if row["skipped"]:
+        return ["-"] * 6 + [row["skipped"]]
+    roof = row.get("roofline_percent")
+    near = "" if "ships" not in row else f"; {roof or 'not available'} % of the roofline" if roof else "; roofline n/a"
+    note = row.get("ships", "") + near + ("" if row["keeps_gate"] else " misses the gate")
+    spans = [
+        f"{r['value']:.3f} ({r['low']:.3f} to {r['high']:.3f})" if r else "-" for r in (row["ratio"], row["ratio_2"])
+    ]
+    mb = "-" if row["size_bytes"] is None else f"{row['size_bytes'] / 1e6:.2f}"
+    ms = "-" if row["cpu_ms"] is None else f"{row['cpu_ms']:.4f}"
+    return [f"{row['accuracy']:.2f}", f"{row['drop']['value']:.2f}", mb, ms, *spans, note]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Optimum's exporter as a second way to a base ONNX file, and its models as a second way to open ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from edgetl.network.network import Network, create, save
+from edgetl.network.to_onnx import to_onnx
+from edgetl.stages.export import export
+
+REASON = 'needs optimum-onnx: pip install "edgetl[optimum]" in an environment of its own, with transformers 4.57'
+exporter = pytest.importorskip("optimum.exporters.onnx", reason=REASON)
+runtime = pytest.importorskip("optimum.onnxruntime", reason=REASON)
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+LABELS = ("a", "b", "c")
+TASKS = {"hf_vit": "image-classification", "hf_bert": "text-classification"}
+Made = Callable[[str], tuple[Path, Network]]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    """`made(family)`: a folder that transformers wrote, and the network that edgetl reads from it."""
+    import transformers
+
+    def make(family: str) -> tuple[Path, Network]:
+        torch.manual_seed(0)
+        given: dict[str, Any] = {**SIZES, "id2label": dict(enumerate(LABELS))}  # other labels would get a new head
+        if family == "hf_vit":
+            config = transformers.ViTConfig(image_size=16, patch_size=4, num_channels=3, **given)
+            model = transformers.ViTForImageClassification(config)
+        else:
+            config = transformers.BertConfig(vocab_size=60, max_position_embeddings=24, **given)
+            model = transformers.BertForSequenceClassification(config)
+        model.eval().save_pretrained(tmp_path / "theirs")
+        return tmp_path / "theirs", create(family, str(tmp_path / "theirs"), LABELS, 0)
+
+    return make
+
+
+def feeds(family: str) -> list[Mapping[str, NDArray[Any]]]:
+    random = np.random.default_rng(0)
+    if family == "hf_vit":
+        return [{"pixel_values": random.normal(size=(batch, 3, 16, 16)).astype(np.float32)} for batch in (1, 3)]
+    sizes = ((1, 5), (3, 17))
+    return [{"input_ids": random.integers(1, 60, s), "attention_mask": np.ones(s, np.int64)} for s in sizes]
+
+
+def answers(file: Path, feed: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    wanted = {one.name for one in session.get_inputs()}
+    more = {name: np.zeros_like(feed["input_ids"]) for name in wanted & {"token_type_ids"}}
+    return np.asarray(session.run(["logits"], {**feed, **more})[0])
+
+
+@pytest.mark.parametrize("family", TASKS)
+def test_an_uncut_network_answers_alike_through_either_exporter(family: str, made: Made, tmp_path: Path) -> None:
+    folder, net = made(family)
+    to_onnx(net, tmp_path / "base.onnx")
+    exporter.main_export(str(folder), tmp_path / "optimum", task=TASKS[family], do_validation=False)
+    for feed in feeds(family):
+        ours, theirs = answers(tmp_path / "base.onnx", feed), answers(tmp_path / "optimum" / "model.onnx", feed)
+        assert np.abs(theirs).max() > 1e-3
+        assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
+
+
+def test_a_bundle_opens_as_a_model_of_optimum(made: Made, tmp_path: Path) -> None:
+    import transformers
+
+    folder, net = made("hf_vit")
+    save(net, tmp_path / "network")
+    (bundle,) = export(tmp_path / "network")
+    transformers.AutoConfig.from_pretrained(folder).save_pretrained(bundle)  # all that optimum needs besides the file
+    model = runtime.ORTModelForImageClassification.from_pretrained(bundle, file_name="model.onnx")
+    for feed in feeds("hf_vit"):
+        tensors = {name: torch.from_numpy(values) for name, values in feed.items()}
+        with torch.inference_mode():
+            torch.testing.assert_close(model(**tensors).logits, net.logits(tensors), rtol=1e-4, atol=1e-6)
