@@ -86,7 +86,7 @@ class Teacher(Strict):
 class MaxLatency(Strict):
     """A limit on the median time of one call on a device, in milliseconds or as a share of the uncut network's."""
 
-    device: DeviceName
+    device: DeviceName  # a name that `edgetl devices list` shows, the path of a device file, or ssh://user@host
     p50_ms: float | None = Field(None, gt=0, allow_inf_nan=False)  # CPU time where one thread runs, else wall time
     share: float | None = Field(None, gt=0, le=1)  # of the time of the step's input, measured beside it
 

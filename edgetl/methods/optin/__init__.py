@@ -50,6 +50,7 @@ from edgetl.errors import BadInput
 from edgetl.methods.optin import bill, fast, limit, stored, tokens
 from edgetl.methods.optin.bill import Bill
 from edgetl.methods.optin.compensate import Sample, compensated
+from edgetl.methods.optin.evidence import EVIDENCE
 from edgetl.methods.optin.sampling import Sampling, distortions, fitting, gates, memory, recorded
 from edgetl.methods.optin.score import Distortion, combined, score
 from edgetl.methods.optin.search import fill
@@ -57,7 +58,7 @@ from edgetl.network import cost
 from edgetl.network.edits import MergeTokens
 from edgetl.network.family import Group
 from edgetl.network.network import Network
-from edgetl.recipe.schema import Branches, Context, MaxLatency, Need, Share, Step
+from edgetl.recipe.schema import Branches, Context, MaxLatency, Measured, Need, Share, Step
 from edgetl.train.batches import Data
 
 log = logging.getLogger("edgetl")
@@ -96,6 +97,7 @@ class Optin(Step):
     cuts: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({"trained"})
     shared: ClassVar[bool] = True
+    measured: ClassVar[Mapping[str, tuple[Measured, ...]]] = EVIDENCE
 
     @model_validator(mode="before")
     @classmethod

@@ -1,0 +1,36 @@
+"""What benchmarks say of OPTIN's options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edgetl.recipe.schema import Measured
+
+EVIDENCE: Mapping[str, tuple[Measured, ...]] = {
+    "score": (
+        Measured("optin", "demo, keep <= 0.6: normalised keeps more than paper, points", 0.49, 0.22, 0.77),
+        Measured("optin", "vit-fashion-mnist, keep <= 0.6: normalised keeps more than paper, points", 0.1, -0.05, 0.26),
+    ),
+    "compensate": (
+        Measured("optin", "demo, keep <= 0.6: paper+least_squares keeps more than paper, points", 2.23, 1.68, 2.78),
+        Measured(
+            "optin",
+            "vit-fashion-mnist, keep <= 0.6: paper+least_squares keeps more than paper, points",
+            2.58,
+            2.35,
+            2.82,
+        ),
+    ),
+    "rounds": (
+        Measured("optin", "demo, keep <= 0.6: default keeps more than paper, points", 2.67, 2.05, 3.3),
+        Measured("optin", "vit-fashion-mnist, keep <= 0.6: default keeps more than paper, points", 3.19, 2.9, 3.49),
+        Measured("optin_cnn", "resnet20: default keeps more than paper, points", 32.95, 32.22, 33.68),
+    ),
+    "search": (
+        Measured("optin_scoring", "vit-fashion-mnist: fast: times faster than exact", 9.99),
+        Measured("optin_scoring", "vit-fashion-mnist: fast: share of the mask in common", 0.9949),
+        Measured(
+            "optin_scoring", "vit-fashion-mnist: fast loses no more accuracy than exact, points", 0.09, -0.01, 0.19
+        ),
+    ),
+}
