@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -57,7 +58,8 @@ def figures(facts: Facts) -> dict[str, dict[str, Json]]:
     found: dict[str, dict[str, Json]] = {}
     for one in trainings(facts):
         names = dict.fromkeys(name for epoch in one.epochs for name in epoch)
-        losses = [*(n for n in FIRST if n in names), *(n for n in names if n not in (*FIRST, *RATES))]
+        terms = [n for n in names if n not in (*FIRST, *RATES)]
+        losses = [*(n for n in FIRST if n in names), *(terms if len(terms) > 1 else [])]  # one term is the loss itself
         found[f"{one.key}-loss"] = _lines(one, losses[: len(LOOKS)], "loss per sample", 1)
         found[f"{one.key}-accuracy"] = _lines(one, [n for n in RATES if n in names], "accuracy on validation, %", 100)
     return found
@@ -111,9 +113,11 @@ def _lines(one: Training, names: Sequence[str], unit: str, factor: float) -> dic
         }
         for name, look in zip(names, LOOKS, strict=False)
     ]
-    layout = charts.plain_layout(260, x={"title": {"text": "epoch"}}, y={"title": {"text": unit, "standoff": 12}})
+    every = {"tick0": 1, "dtick": max(1, math.ceil(len(one.epochs) / 8))}  # no half epochs
+    epoch = {"title": {"text": "epoch", "standoff": 8}, **every}
+    layout = charts.plain_layout(290, x=epoch, y={"title": {"text": unit, "standoff": 12}})
     layout["showlegend"] = len(traces) > 1
-    layout["legend"] = {"orientation": "h", "y": -0.3, "x": 0, "yanchor": "top"}
+    layout["legend"] = {"orientation": "h", "y": -0.4, "x": 0, "yanchor": "top"}
     return {"data": traces, "layout": layout}
 
 
