@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-page lint types check test-4.57 clean
+.PHONY: demo test test-slow test-page lint types check test-4.57 clean
 
 demo: $(VENV)/ready
 	$(BIN)/edgetl run demo
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --timeout 300 --durations 10
+
+# What takes long; what needs real data or a program that is not here skips and says so.
+test-slow: $(VENV)/ready
+	$(BIN)/python -m pytest -m 'slow and not gpu' -n 2 --dist loadgroup -rs --timeout 600 --durations 10
 
 test-page: $(VENV)/ready
 	$(BIN)/python -m pytest -m slow -rs --timeout 300 tests/profile/test_html_report.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,8 @@ def test_a_stamp_holds_for_these_bytes_and_this_key(tmp_path: Path) -> None:
 
 
 def test_a_lock_is_held_by_one_and_free_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = count()
+    monkeypatch.setattr("time.monotonic", lambda: float(next(seconds)))
     monkeypatch.setattr("time.sleep", lambda _: None)
     with store.locked(tmp_path / "run"), pytest.raises(BadHost, match="another edgetl command"):
         store.locked(tmp_path / "run").__enter__()

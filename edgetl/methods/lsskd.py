@@ -1,6 +1,6 @@
 """Train a network without a teacher: layered self-supervised distillation (Dahri et al. 2025, arXiv 2506.07055).
 
-What it learns is in losses/lsskd.py. Heads and self-teacher are gone when the training ends; the statistics of batch
+What it learns is in losses/lsskd.py. Heads and a self-teacher are gone when the training ends; the statistics of batch
 normalisation, which saw transformed views, are then taken again on the samples as they are.
 """
 
@@ -18,7 +18,7 @@ from edgetl.train.training import Training
 class LayeredTraining(Training):
     """Full training by layered self-distillation."""
 
-    losses: Losses = (Lsskd(),)  # its options go here: [{use: lsskd, views: 2}]; others are added to it
+    losses: Losses = (Lsskd(),)  # its options go here: [{use: lsskd, mode: paper}]; others are added to it
 
     def run(self, net: Network, ctx: Context) -> Network:
         """Return the trained network.

@@ -189,7 +189,7 @@ def test_only_blocks_without_a_shortcut_need_a_channel():
     [
         ("resnet_cifar", {**SMALL, "depth": 14, "channels": 4}),
         ("hf_resnet", BOTTLENECK),
-        ("hf_mobilenet", {**SMALL, "image_size": 17, "depth_multiplier": 0.1}),
+        pytest.param("hf_mobilenet", {**SMALL, "image_size": 17, "depth_multiplier": 0.1}, marks=pytest.mark.slow),
     ],
 )
 def test_the_exported_file_of_a_cut_network_answers_as_torch_does(family, sizes, tmp_path):

@@ -39,11 +39,11 @@ def act(board: Any, probe: str = "true", follow: str = "true") -> None:
     [
         "echo garbage",
         "head -c 10000000 /dev/zero",
-        "head -c 3000000 /dev/zero >&2",
+        pytest.param("head -c 3000000 /dev/zero >&2", marks=pytest.mark.slow),
         """echo '{"event": "probed", "device": {"name": "../../x", "arch": {"isa": "x"}, "memory": {}}}'""",
-        """printf '{"event": "probed", "device": "\\\\u001b[2J"}'""",
-        "echo '[[[[[[]]]]]]'",
-        """echo '{"event": "missing", "modules": 5}'""",
+        pytest.param("""printf '{"event": "probed", "device": "\\\\u001b[2J"}'""", marks=pytest.mark.slow),
+        pytest.param("echo '[[[[[[]]]]]]'", marks=pytest.mark.slow),
+        pytest.param("""echo '{"event": "missing", "modules": 5}'""", marks=pytest.mark.slow),
     ],
 )
 def test_a_hostile_probe_is_refused(board: Any, answer: str) -> None:
@@ -56,7 +56,7 @@ def test_a_hostile_probe_is_refused(board: Any, answer: str) -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        "echo garbage",
+        pytest.param("echo garbage", marks=pytest.mark.slow),
         pytest.param("""head -c 10000000 /dev/zero | tr '\\\\0' a""", marks=pytest.mark.slow),
         pytest.param("""while :; do echo '{"event": "beat"}'; done""", marks=pytest.mark.slow),
         """echo '{"measurements": [{"bundle": {"name": "../../etc/x"}}]}' > result.json; echo '{"event": "end"}'""",
@@ -83,13 +83,19 @@ def test_a_device_does_not_speak_for_the_client(board: Any) -> None:
         load_device(board.address)
 
 
-def test_a_run_that_ends_without_a_result(board: Any, make: Callable[..., Path]) -> None:
-    act(board, follow="""echo Killed > agent.log; echo '{"event": "gone"}'""")
+@pytest.mark.parametrize(
+    ("last", "kind", "told"),
+    [
+        ("no space left for result.json", OutOfResources, "no space left"),
+        pytest.param("Killed", BadHost, "without a result: Killed", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_ends_without_a_result(
+    board: Any, make: Callable[..., Path], last: str, kind: type[EdgetlError], told: str
+) -> None:
+    act(board, follow=f"""echo {last} > agent.log; echo '{{"event": "gone"}}'""")
     device = probe().model_copy(update={"name": "board", "link": board.address})
-    with pytest.raises(BadHost, match="without a result: Killed"):
-        profile([make("tiny", 64, 1)], device, out=None, mode="quick")
-    act(board, follow="""echo no space left for result.json > agent.log; echo '{"event": "gone"}'""")
-    with pytest.raises(OutOfResources, match="no space left"):
+    with pytest.raises(kind, match=told):
         profile([make("tiny", 64, 1)], device, out=None, mode="quick")
 
 

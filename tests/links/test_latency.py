@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from edgetl.device import probe
 from edgetl.network.network import create
 from edgetl.stages.latency import Bench, latencies, trial
@@ -13,6 +15,7 @@ from edgetl.train.batches import Data
 from tests.contract.conftest import LABELS, SIZES, tiny_prepared
 
 
+@pytest.mark.slow
 def test_networks_are_timed_on_the_device_and_not_asked_for_twice(board: Any, tmp_path: Path) -> None:
     device = probe().model_copy(update={"name": "board", "link": board.address})
     net = create("hf_vit", SIZES, LABELS, 0)

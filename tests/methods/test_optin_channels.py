@@ -53,6 +53,10 @@ SIZES: dict[str, dict[str, object]] = {
     },
 }
 families = pytest.mark.parametrize("family", list(SIZES))
+deep_slow = pytest.mark.parametrize(
+    "family", ["resnet_cifar", "hf_resnet", pytest.param("hf_mobilenet", marks=pytest.mark.slow)]
+)
+"""Of the deepest family, hundreds of whole networks take long."""
 
 
 def data(family: str, count: int = N) -> Data:
@@ -174,7 +178,7 @@ def test_a_bill_is_what_the_cut_network_costs(family):
             assert bill.fixed + bill.of(numbers) == whole(cut)
 
 
-@families
+@deep_slow
 @FEW
 @given(part=st.floats(0.05, 1), rounds=st.integers(1, 3), multiple=st.sampled_from([1, 2]))
 def test_every_budget_is_kept_and_used(family, part, rounds, multiple, tmp_path_factory):
@@ -197,7 +201,7 @@ def test_every_budget_is_kept_and_used(family, part, rounds, multiple, tmp_path_
         assert all(g.count % multiple == 0 or g.count in (whole[g.name], g.least) for g in groups(cut))
 
 
-@families
+@deep_slow
 def test_scores_equal_those_of_whole_networks_with_one_silent_channel(family):
     net = network(family)
     batch = data(family).batch(np.arange(N))
@@ -211,7 +215,7 @@ def test_scores_equal_those_of_whole_networks_with_one_silent_channel(family):
                 assert found[group.name].output[unit] == pytest.approx(divergence(dense, without), rel=1e-3, abs=1e-9)
 
 
-@families
+@deep_slow
 @FEW
 @given(seed=st.integers(0, 99), ridge=st.sampled_from([1e-6, 1e-3, 1.0]))
 def test_a_fit_is_never_worse_on_what_it_was_fitted_to(family, seed, ridge):
@@ -280,7 +284,7 @@ def test_nothing_is_fitted_where_nothing_is_cut(family):
     assert compensated(net, net.copy(), data(family), Sample(N, 5, 0), 1e-3).digest == net.digest
 
 
-@pytest.mark.parametrize("family", ["resnet_cifar", "hf_resnet", pytest.param("hf_mobilenet", marks=pytest.mark.slow)])
+@deep_slow
 def test_compensation_helps_and_leaves_a_plain_network_of_the_same_cut(family, tmp_path, context):
     net = network(family)
     share = share_left(net, 0.6)

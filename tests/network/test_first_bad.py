@@ -22,6 +22,8 @@ from edgetl.network.to_onnx import to_onnx
 from edgetl.stages.debug_parity import LIMITS
 from edgetl.types import Array, Feed
 
+pytestmark = pytest.mark.xdist_group("first_bad")  # what the fixture exports is exported once
+
 TOLERANCE, LIMIT = LIMITS["fp32"], LIMITS["int8"]
 
 

@@ -151,7 +151,7 @@ def test_a_unit_of_a_merging_block_saves_its_price_down_to_nothing(net):
             assert saved == (group.count - len(kept)) * prices[group.name]
 
 
-@pytest.mark.parametrize("kind", ["vit", "deit"])
+@pytest.mark.parametrize("kind", [pytest.param("vit", marks=pytest.mark.slow), "deit"])
 def test_the_exported_file_answers_alike_for_every_batch_and_counts_alike(kind, tmp_path):
     net = network(kind)
     merging = net.edit(cuts(net))

@@ -14,6 +14,8 @@ from edgetl.network.names import ROOT, live, places
 from edgetl.network.network import Network, create
 from edgetl.network.to_onnx import node_costs, to_onnx
 
+pytestmark = pytest.mark.xdist_group("node_names")  # what the fixtures make is made once
+
 
 @pytest.fixture(scope="module", params=["hf_vit", "hf_bert"])
 def net(request: pytest.FixtureRequest) -> Network:

@@ -90,8 +90,8 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Maker:
 
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three short rounds, however noisy the machine; with the baseline twice in the standard mode."""
-    quick = rounds.Effort(3, 3, 0.02, 20, 45, 0.02, 3, 0.05, 30, 30, False)
+    """Two short rounds, however noisy the machine; with the baseline twice in the standard mode."""
+    quick = rounds.Effort(2, 2, 0.02, 20, 45, 0.02, 3, 0.05, 30, 30, False)
     monkeypatch.setitem(rounds.EFFORTS, "quick", quick)
     monkeypatch.setitem(rounds.EFFORTS, "standard", replace(quick, control=True))
 

@@ -83,7 +83,7 @@ def test_a_container_measures_as_a_process_does(
     monkeypatch.setenv("EDGETL_IMAGE", "board")
     monkeypatch.setenv("DOCKER_HOST", "unix:///there")
     (one,) = profile([make("boxed", 64, 1)], limited(probe(), "memory=300MB"), out=None, mode="quick")
-    assert (one.device.profile, one.run.rounds) == ("local-300mb", 3)
+    assert (one.device.profile, one.run.rounds) == ("local-300mb", 2)
     assert one.accuracy is not None
     assert one.memory.budget_bytes == 300_000_000
     assert one.memory.fits is not None

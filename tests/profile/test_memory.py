@@ -55,7 +55,7 @@ def ballast(make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
 
 
 @pytest.mark.usefixtures("brief")
-@pytest.mark.parametrize("size", [64_000_000, 256_000_000])
+@pytest.mark.parametrize("size", [64_000_000, pytest.param(256_000_000, marks=pytest.mark.slow)])
 def test_a_ballast_is_found_and_that_of_the_parent_is_not(ballast: Callable[[int], Path], size: int) -> None:
     parents = bytearray(b"x") * 300_000_000
     one = profile([ballast(size)], probe(), out=None)[0].memory

@@ -23,7 +23,7 @@ from edgetl.stages.verify import verify
 from edgetl.targets.onnx import Onnx
 from tests.quantize.conftest import Case
 
-QUICK = rounds.Effort(3, 3, 0.02, 20, 45, 0.02, 3, 0.05, 30, 30, False)
+QUICK = rounds.Effort(2, 2, 0.02, 20, 45, 0.02, 3, 0.05, 30, 30, False)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import os
 import shutil
 import subprocess
@@ -60,11 +61,12 @@ socket.socket.connect = refuse
 socket.socket.connect_ex = refuse
 socket.getaddrinfo = refuse
 if "profile" in sys.orig_argv:
-    from edgetl.measure import rounds
-    rounds.EFFORTS["quick"] = rounds.Effort(3, 3, 0.02, 20, 45, 0.02, 3, 0.05, 30, 30, False)
+    from edgetl.measure import noise, rounds
+    rounds.EFFORTS["quick"] = rounds.Effort(2, 2, 0.02, 20, 45, 0.02, 3, 0.05, 30, 30, False)
     rounds.EFFORTS["standard"] = rounds.EFFORTS["quick"]
+    noise.HALF_WIDTH = 100.0
 """
-"""A sitecustomize: no process of the run reaches a network, and a profile takes three short rounds."""
+"""A sitecustomize: no process of the run reaches a network; a profile takes two short rounds, however uncertain."""
 
 
 def write_recipe(path: Path, **changes: Json) -> Path:
@@ -107,12 +109,18 @@ def tiny(tmp_path: Path) -> Write:
 
 @pytest.fixture(scope="session")
 def made_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the tiny recipe, compressed and exported; never changed."""
-    folder = tmp_path_factory.mktemp("made")
-    before = torch.get_num_threads()
-    compress(read(write_recipe(folder / "tiny.yaml")), folder / "run")
-    export(folder / "run")
-    torch.set_num_threads(before)
+    """A run of the tiny recipe, compressed and exported; never changed, and one for all workers of the tests."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "made"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            before = torch.get_num_threads()
+            compress(read(write_recipe(folder / "tiny.yaml")), folder / "run")
+            export(folder / "run")
+            torch.set_num_threads(before)
+            (folder / "done").touch()
     return folder / "run"
 
 

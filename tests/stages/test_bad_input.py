@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +47,9 @@ def fails(kind: type[EdgetlError], recipe: Path, run: Path, sets: Sequence[str] 
 
 def pictures(folder: Path, counts: dict[str, int]) -> Path:
     random = np.random.default_rng(0)
-    for name, count in counts.items():
+    for name, many in counts.items():
         (folder / name).mkdir(parents=True)
-        for i in range(count):
+        for i in range(many):
             Image.fromarray(random.integers(0, 255, (8, 8), np.uint8)).save(folder / name / f"{i}.png")
     return folder
 
@@ -200,6 +201,8 @@ def test_a_full_disk_in_the_export_leaves_no_half_of_a_bundle(copied: Path, monk
 
 
 def test_a_locked_run_folder(copied: Path, tiny: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = count()
+    monkeypatch.setattr("time.monotonic", lambda: float(next(seconds)))
     monkeypatch.setattr("time.sleep", lambda _: None)
     with (copied / ".lock").open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

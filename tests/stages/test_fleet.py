@@ -80,6 +80,7 @@ def test_a_device_that_is_away_gets_a_bundle_that_says_so_and_the_report_names_i
         report(run).judge()
 
 
+@pytest.mark.slow
 def test_a_device_that_is_attached_later_has_its_depth_measured_and_keeps_it_when_it_is_gone(
     tiny: Write, away: str, tmp_path: Path, monkeypatch: MonkeyPatch
 ) -> None:

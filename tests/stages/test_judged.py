@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from numpy.typing import NDArray
 
-from edgetl import artifact, evaluate
+from edgetl import artifact, cli, evaluate
 from edgetl.errors import GateMissed
+from edgetl.measure import noise, rounds
 from edgetl.recipe.read import read
 from edgetl.stages.compress import compress
 from edgetl.stages.export import export
@@ -39,23 +42,43 @@ def test_a_file_unlike_its_network_does_not_keep_the_others_from_being_exported(
     assert files(copied / "bundles") == files(made_run / "bundles")
 
 
-def test_export_and_report_exit_3_when_a_gate_is_out_of_reach(edgetl: Edgetl, copied: Path, tiny: Write) -> None:
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[object, str]]:
+    """`here("export", ...)`: the exit code of a command line in this process, and what it says on stderr."""
+
+    def call(*words: str) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", ["edgetl", *words])
+        monkeypatch.setenv("NO_COLOR", "1")
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, capsys.readouterr().err
+
+    return call
+
+
+def test_export_and_report_exit_3_when_a_gate_is_out_of_reach(
+    here: Callable[..., tuple[object, str]], copied: Path, tiny: Write
+) -> None:
     compress(read(tiny(gates={"accuracy": 99.9, "faster": False})), copied)
-    told = edgetl("export", str(copied))
-    assert told.returncode == 3
-    assert "error: optin-0.6 onnx fp32 misses accuracy: " in told.stderr
-    assert "; optin-0.4 onnx fp32 misses accuracy: " in told.stderr
-    assert "limit 99.9\n  fix: " in told.stderr
-    assert edgetl("export", str(copied), "--no-judge").returncode == 0
-    assert edgetl("report", str(copied)).returncode == 3
+    code, said = here("export", str(copied))
+    assert code == 3
+    assert "error: optin-0.6 onnx fp32 misses accuracy: " in said
+    assert "; optin-0.4 onnx fp32 misses accuracy: " in said
+    assert "limit 99.9\n  fix: " in said
+    assert here("export", str(copied), "--no-judge")[0] == 0
+    assert here("report", str(copied))[0] == 3
 
 
-def test_profile_of_a_run_judges_the_budget_of_its_recipe(edgetl: Edgetl, copied: Path, tiny: Write) -> None:
+def test_profile_of_a_run_judges_the_budget_of_its_recipe(
+    here: Callable[..., tuple[object, str]], copied: Path, tiny: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(rounds.EFFORTS, "standard", rounds.Effort(2, 2, 0.02, 20, 45, 0.02, 3, 0.05, 30, 30, False))
+    monkeypatch.setattr(noise, "HALF_WIDTH", 100.0)
     compress(read(tiny(budgets={"local": {"size_mb": 0.001}})), copied)
-    missed = edgetl("profile", str(copied))
-    assert missed.returncode == 3
-    assert "misses size_mb on local: " in missed.stderr
-    assert edgetl("profile", str(copied), "--no-judge").returncode == 0
+    code, said = here("profile", str(copied))
+    assert code == 3
+    assert "misses size_mb on local: " in said
+    assert here("profile", str(copied), "--no-judge")[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ def test_kill_minus_9_in_every_stage(
     assert not list(run.rglob("*checkpoint*"))
 
 
+@pytest.mark.slow  # in one process, tests/stages/test_resumed_training.py and the losses with a memory do it
 def test_a_killed_training_goes_on_after_its_last_epoch(offline: dict[str, str], tiny: Write, tmp_path: Path) -> None:
     recipe = tiny(steps=[{"use": "finetune", "name": "dense", "schedule": {"epochs": 8}}])
     runs = {name: tmp_path / name for name in ("killed", "whole")}
@@ -101,7 +102,7 @@ def _interruptible() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_interruptible")
-@pytest.mark.parametrize("whom", ["terminal", "parent alone"])
+@pytest.mark.parametrize("whom", ["terminal", pytest.param("parent alone", marks=pytest.mark.slow)])
 def test_ctrl_c_ends_run_and_stage_with_one_message(
     whom: str, offline: dict[str, str], tiny: Write, tmp_path: Path
 ) -> None:

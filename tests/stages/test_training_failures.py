@@ -67,7 +67,7 @@ def test_batches_of_one_sample_and_so_of_one_class_are_learnt_from(use, tmp_path
 def test_a_quarter_turn_of_pictures_that_are_not_square_exits_2(tmp_path):
     model = {"family": "hf_vit", "source": {"image_size": [8, 16], "patch_size": 4, "num_channels": 1}}
     data = pictures(tmp_path / "data", 8, 16, 3)
-    step = {"use": "lsskd", "schedule": {"epochs": 1}}
+    step = {"use": "lsskd", "losses": [{"use": "lsskd", "views": 4}], "schedule": {"epochs": 1}}
     error = fails(BadInput, tmp_path, model=model, data=data, steps=[step])
     assert error.code == 2
 
@@ -80,7 +80,7 @@ def test_a_mixture_that_a_loss_does_not_know_exits_2_before_anything_runs(tmp_pa
 
 
 def test_a_table_that_would_be_too_large_gives_way_to_a_snapshot_which_is_recorded(tmp_path):
-    loss = {"use": "lsskd", "heads": "light", "table_mb": 0.01}
+    loss = {"use": "lsskd", "mode": "paper", "heads": "light", "table_mb": 0.01}
     step = {"use": "lsskd", "losses": [loss], "schedule": {"epochs": 2, "batch": 128}}
     run = made(tmp_path, model=CNN, steps=[step])
     told = json.loads((run / "steps" / "01-lsskd" / "all" / "training.json").read_text())

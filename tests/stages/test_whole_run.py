@@ -90,6 +90,7 @@ def test_a_second_run_does_nothing(copied: Path, tiny: Write, caplog: pytest.Log
     assert not any("running" in line for line in said)
 
 
+@pytest.mark.slow
 def test_another_folder_and_another_order_of_branches_give_the_same_bytes(
     made_run: Path, tiny: Write, tmp_path: Path
 ) -> None:

@@ -24,7 +24,7 @@ from tests.stages import conftest as stages
 
 made_run, copied, tiny = stages.made_run, stages.copied, stages.tiny
 
-SHORT = rounds.Effort(3, 3, 0.02, 20, 45, 0.02, 3, 0.05, 30, 30, False)
+SHORT = rounds.Effort(2, 2, 0.02, 20, 45, 0.02, 3, 0.05, 30, 30, False)
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,8 @@ def test_the_bundle_names_what_ships_and_the_report_shows_the_ladder(
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.setattr(_cuda, "_driver", no_driver)
     gates = {"accuracy_drop": 90, "faster": False}
-    write_plan(read(tiny(targets=[{"use": "auto", "samples": 32}], gates=gates)), copied)
+    auto = tiny(steps__1__keep_macs=[0.4], targets=[{"use": "auto", "samples": 32}], gates=gates)
+    write_plan(read(auto), copied)
     made = [path for path in export(copied) if path.name == "auto"]
     assert len(made) == len(read_plan(copied)["students"]) + 1
     for path in made:
