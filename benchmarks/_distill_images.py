@@ -32,8 +32,8 @@ SCHEDULE = {"lr": 3.0e-3, "weight_decay": 0.05, "warmup": 0.1}
 VIEWS_A_STEP = 64
 """Views in one step of every row: as many steps of every row, too."""
 
-AS_READ = {"use": "lsskd", "views": 4, "alpha": 0.8, "temperature": 3.0, "kl": 1.0, "hint": 0.05, "aggregate": 0.0}
-AS_READ |= {"standardised": False, "heads": "full", "teacher": "table"}
+AS_READ = {"use": "lsskd", "mode": "paper", "temperature": 3.0, "standardised": False, "heads": "full"}
+AS_READ |= {"teacher": "table"}
 DISTILLED = {"use": "finetune", "teacher": {"step": "teacher", "temperature": 4.0, "weight": 0.9}}
 ROWS: Mapping[str, Mapping[str, Any]] = {
     "ce": {"use": "finetune"},
@@ -51,6 +51,10 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "lsskd+snapshot": {"use": "lsskd", "losses": [{**AS_READ, "teacher": "snapshot"}]},
     "lsskd+light": {"use": "lsskd", "losses": [{**AS_READ, "heads": "light"}]},
     "lsskd+two_views": {"use": "lsskd", "losses": [{**AS_READ, "views": 2}]},
+    "default-aggregate": {"use": "lsskd", "losses": [{"use": "lsskd", "aggregate": 0.0}]},
+    "default+four_views": {"use": "lsskd", "losses": [{"use": "lsskd", "views": 4}]},
+    "default+past": {"use": "lsskd", "losses": [{"use": "lsskd", "alpha": 0.5}]},
+    "default+deep_to_shallow": {"use": "lsskd", "losses": [{"use": "lsskd", "kl": 1.0}]},
     "lsskd+ema": {"use": "lsskd", "losses": [AS_READ], "schedule": {"ema": 0.99}},
     "lsskd+cutmix": {"use": "lsskd", "losses": [AS_READ], "schedule": {"mix": {"op": "cutmix"}}},
     "lsskd+mixup": {"use": "lsskd", "losses": [AS_READ], "schedule": {"mix": {"op": "mixup", "alpha": 0.2}}},

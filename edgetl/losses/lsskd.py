@@ -6,21 +6,24 @@ joint label space and its temperature are those of HSAKD's code (arXiv 2109.0307
 2006.12000), the hint's reduction ours. With one view it is PS-KD with BYOT's terms (arXiv 1905.08094).
 
     sum of  CE((1 - a) y + a p_before, p)                                            upright views
-            CE((1 - a) [y, j] + a q_before, q) / M                                   every head l and view j
+            joint * CE((1 - a) [y, j] + a q_before, q) / M                           every head l and view j
             kl * T^2 KL(q of the deepest head || q) / M                              shallower heads
             hint * mean((features of the head - the network's last features)^2) / M  shallower heads
+            aggregate * T^2 KL(mean of the deepest head over the views || p)         upright views
 
-Letters: B samples, M views, N labels; class y and view j make the joint label M y + j.
+Letters: B samples, M views, N labels; class y and view j make the joint label M y + j. Mode `better` has two
+views and the first, second and last term: where views are counted, each takes the place of a pass over upright samples,
+and targets softened early cost accuracy in short trainings.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -43,6 +46,9 @@ SAID = {
     "average": "the average of its weights, asked again in every step",
 }
 
+PAPER = {"views": 4, "alpha": 0.8, "joint": 1.0, "kl": 1.0, "hint": 0.05, "aggregate": 0.0}
+"""Weights of the paper, of HSAKD's code where it names none, and the hint's ours."""
+
 BYTES = 4
 """Of one float32."""
 
@@ -55,14 +61,14 @@ class Layered(Loss):
 
     whole = True
 
-    def __init__(self, options: Lsskd, made: list[Head], memory: Memory, epochs: int) -> None:
+    def __init__(self, options: Lsskd, made: list[Head], memory: Memory | None, epochs: int) -> None:
         super().__init__()
-        self.facts = {"self_teacher": memory.name}
+        self.facts = {"self_teacher": memory.name if memory else None}
         self.options, self.epochs, self.views = options, epochs, options.views
         self.heads = nn.ModuleList(made)
         self.memory = memory
         self.taps = tuple(head.place for head in made)
-        self.tables = tuple(f"memory.{name}" for name in memory.tables)
+        self.tables = tuple(f"memory.{name}" for name in memory.tables) if memory else ()
 
     def forward(
         self, logits: Tensor, features: Features, batch: Mapping[str, Tensor], progress: float
@@ -74,18 +80,18 @@ class Layered(Loss):
         found = [head(features, batch) for head in self.heads]
         answers = torch.stack([answer for _, answer in found], 1)  # (B * M, L, M * N)
         epoch = epoch_of(progress, self.epochs)
-        before = self.memory.read(batch, epoch)
+        before = self.memory.read(batch, epoch) if self.memory else None
         share = self.options.alpha * epoch / self.epochs if before else 0.0
         p, q = before or (None, None)
         answered = batch.get("mixed_logits", upright)
         logs = {
             "labels": with_earlier(cross_entropy(answered, own), answered, p, share),
-            "joint_labels": with_earlier(self._joint(answers, batch), answers, q, share) / m,
+            "joint_labels": self.options.joint * with_earlier(self._joint(answers, batch), answers, q, share) / m,
             "deep_to_shallow": self.options.kl * self._downwards(answers) / m,
             "hint": self.options.hint * hints([h for h, _ in found[:-1]], features[self.taps[-1]], batch) / m,
             "aggregate": self.options.aggregate * self._aggregated(upright, answers[:, -1]),
         }
-        if self.training:
+        if self.training and self.memory:
             self.memory.write(batch, (upright.detach().softmax(-1), answers.detach().softmax(-1)))
         loss = torch.stack([*logs.values()]).sum()
         return loss, {name: value.detach() for name, value in logs.items()}
@@ -119,12 +125,14 @@ class Lsskd(Objective):
     """Layered self-supervised distillation."""
 
     use: Literal["lsskd"] = "lsskd"
-    views: int = 4  # transformations of every sample: 4, 2, or 1 for none; what they are depends on the data
-    alpha: float = Field(0.8, ge=0, le=1)  # share of earlier answers in the targets of the last epoch
-    temperature: float = Field(3.0, gt=0)  # of the terms between heads
-    kl: float = Field(1.0, ge=0)  # weight of what the deepest head teaches
-    hint: float = Field(0.05, ge=0)  # weight of the features' error
-    aggregate: float = Field(0.0, ge=0)  # weight of what the deepest head's mean over all views teaches the classifier
+    mode: Literal["better", "paper"] = "better"  # what fields left out are: the best known, or as published
+    views: int = 2  # transformations of every sample: 4, 2, or 1 for none; what they are depends on the data
+    alpha: float = Field(0.0, ge=0, le=1)  # share of earlier answers in the targets of the last epoch
+    temperature: float = Field(3.0, gt=0)  # of the terms between classifiers
+    joint: float = Field(2.0, ge=0)  # weight of what every head learns of class and view, averaged over the views
+    kl: float = Field(0.0, ge=0)  # weight of what the deepest head teaches
+    hint: float = Field(0.0, ge=0)  # weight of the features' error
+    aggregate: float = Field(1.0, ge=0)  # weight of what the deepest head's mean over all views teaches the classifier
     standardised: bool = False  # compare the shapes of the heads' answers: mean 0 and deviation 1 per sample
     heads: Literal["full", "light"] = "full"  # all blocks of the stages after it, or one for each of them
     stages: int = Field(3, ge=2)  # of networks whose blocks all have one shape
@@ -132,6 +140,12 @@ class Lsskd(Objective):
     table_mb: float = Field(2000, gt=0)  # the largest table that `auto` takes; a snapshot where it would be larger
     decay: float = Field(0.999, ge=0, lt=1)  # of `average`, per step
     mixed: ClassVar[bool] = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published(cls, given: Any) -> Any:
+        paper = isinstance(given, Mapping) and given.get("mode") == "paper"
+        return {**PAPER, **given} if paper else given
 
     def loss(self, course: Course) -> Layered:
         """Return the terms with heads of random weights."""
@@ -149,7 +163,9 @@ class Lsskd(Objective):
         size = rows * (labels + self.views * count * self.views * labels) * BYTES
         return "table" if size <= self.table_mb * 1e6 else "snapshot"
 
-    def _memory(self, course: Course, made: list[Head]) -> Memory:
+    def _memory(self, course: Course, made: list[Head]) -> Memory | None:
+        if not self.alpha:
+            return None
         rows, labels = len(course.ctx.data.prepared.y), len(course.net.labels)
         kind = self.chosen(rows, labels, len(made))
         log.info("lsskd: taught by its own past: %s", SAID[kind])

@@ -37,12 +37,12 @@ def resnet(seed: int) -> Network:
 
 @pytest.fixture
 def layered(context):
-    """The loss for a network, with options."""
+    """The loss for a network as published, with options."""
     count = iter(range(1000))
 
     def make(net: Network, epochs: int = 4, **options) -> Layered:
         course = Course(net, None, context(f"lsskd{next(count)}"), epochs)
-        (term,) = terms([Lsskd(**options)], course)
+        (term,) = terms([Lsskd(**{"mode": "paper", **options})], course)
         return term.loss
 
     return make
@@ -254,8 +254,9 @@ class TestMemory:
 
     def test_a_table_that_is_too_large_gives_way_to_a_snapshot(self, layered):
         assert isinstance(layered(resnet(0), table_mb=0.01).memory, Twin)
-        assert Lsskd().chosen(50_000, 100, 3) == "table"
-        assert Lsskd().chosen(1_281_167, 1000, 4) == "snapshot"
+        paper = Lsskd(mode="paper")
+        assert paper.chosen(50_000, 100, 3) == "table"
+        assert paper.chosen(1_281_167, 1000, 4) == "snapshot"
 
     @pytest.mark.parametrize("teacher", ["table", "snapshot", "average"])
     def test_a_killed_training_ends_with_the_same_bytes(self, tiny, layered, tmp_path, killed, teacher):
@@ -291,7 +292,8 @@ def test_the_network_answers_as_if_there_were_no_heads(tiny, layered):
 
 
 def test_the_step_ends_with_statistics_of_the_samples_as_they_are(tiny, context, caplog):
-    step = LayeredTraining(use="lsskd", schedule=Schedule(epochs=6, lr=5e-3, batch=32))
+    loss = Lsskd(mode="paper")
+    step = LayeredTraining(use="lsskd", losses=(loss,), schedule=Schedule(epochs=6, lr=5e-3, batch=32))
     with caplog.at_level("INFO", logger="edgetl"):
         made = step.run(resnet(0), context())
     assert "a table of the answers" in caplog.text
@@ -304,6 +306,49 @@ def test_the_step_ends_with_statistics_of_the_samples_as_they_are(tiny, context,
     assert stem.momentum == 0.1
     test = tiny.batch(tiny.rows("test"))
     assert float((made.logits(test).argmax(-1) == test["labels"]).float().mean()) > 0.9
+
+
+class TestModes:
+    def test_paper_fills_in_what_is_left_out_and_nothing_else(self):
+        paper = Lsskd(mode="paper", kl=0.5)
+        assert (paper.views, paper.alpha, paper.joint, paper.kl, paper.hint, paper.aggregate) == (
+            4,
+            0.8,
+            1,
+            0.5,
+            0.05,
+            0,
+        )
+        assert Lsskd.model_validate(paper.model_dump()) == paper
+
+    def test_better_is_the_labels_of_all_heads_and_what_all_views_together_teach(self, tiny, layered):
+        """The sum, written out: upright labels, joint labels of both views, the deepest head's mean over them."""
+        net = resnet(0)
+        net.module.eval()
+        loss = layered(net, mode="better").eval()
+        batch = tiny.batch(tiny.rows("train")[:6])
+        seen = []
+        for head in loss.heads:
+            head.register_forward_hook(lambda _, __, out: seen.append(out[1]))
+        total, logs = Lesson(net, [Term(loss)]).eval()(batch, 0.9)
+        wide = expanded(batch, 2)
+        joint = 2 * wide["labels"] + wide["view"]
+        p = net.logits(batch)
+        deepest = seen[-1].view(6, 2, 3, 2)
+        mean = (deepest[:, 0, :, 0] + deepest[:, 1, :, 1]) / 2
+        expected = functional.cross_entropy(p, batch["labels"], reduction="sum") + 9 * functional.kl_div(
+            (p / 3).log_softmax(-1), (mean / 3).log_softmax(-1), reduction="sum", log_target=True
+        )
+        expected = expected + sum(functional.cross_entropy(one, joint, reduction="sum") for one in seen)
+        torch.testing.assert_close(total, expected)
+        assert float(logs["deep_to_shallow"]) == float(logs["hint"]) == 0
+
+    def test_better_remembers_nothing_and_says_so(self, layered):
+        loss = layered(resnet(0), mode="better")
+        assert loss.memory is None
+        assert not list(loss.buffers(recurse=False))
+        assert loss.tables == ()
+        assert loss.facts == {"self_teacher": None}
 
 
 @pytest.mark.parametrize("family", ["hf_bert", "bag"])

@@ -56,7 +56,7 @@ def resnet(seed: int):
 @pytest.fixture
 def layered(context):
     def make(net, epochs=4, **options):
-        (term,) = terms([Lsskd(**options)], Course(net, None, context("lsskd"), epochs))
+        (term,) = terms([Lsskd(**{"mode": "paper", **options})], Course(net, None, context("lsskd"), epochs))
         return term.loss
 
     return make
