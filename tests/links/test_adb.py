@@ -43,7 +43,7 @@ def test_a_device_behind_adb(phone: Path, make: Callable[..., Path], tmp_path: P
     device = load_device("adb://pixel-1")
     assert (device.name, device.link, device.arch) == ("pixel-1", "adb://pixel-1", probe().arch)
     (found,) = profile([make("tiny", 64, 1)], device, out=tmp_path / "m", mode="quick")
-    assert (found.bundle.name, found.run.rounds, found.device.link) == ("tiny", 3, "adb://pixel-1")
+    assert (found.bundle.name, found.run.rounds, found.device.link) == ("tiny", 2, "adb://pixel-1")
     assert len(list((tmp_path / "m" / "pixel-1").glob("tiny-onnx-fp32-*.json"))) == 1
     assert not [p for p in (phone / "tmp" / "edgetl").iterdir() if p.is_dir()]
 

@@ -153,6 +153,7 @@ def test_throughput_is_kept_in_the_measurement(make: Maker, tmp_path: Path, monk
     assert "items/s" in [column.header for column in measured.table([one]).columns]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("brief")
 def test_the_command_line_compares_with_another_run(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

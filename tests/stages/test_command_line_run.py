@@ -82,9 +82,8 @@ def test_run_makes_everything_without_a_network_and_judges_it(
     assert len(json.loads(gated.stdout)["measurements"]) == 3
 
 
-@pytest.mark.parametrize(
-    "students", [(), pytest.param(("optin-0.6", "optin-0.4"), marks=pytest.mark.slow)], ids=["reference", "students"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("students", [(), ("optin-0.6", "optin-0.4")], ids=["reference", "students"])
 def test_run_from_nothing_gives_the_bytes_of_the_functions(
     edgetl: Edgetl, made_run: Path, tiny: Write, tmp_path: Path, students: tuple[str, ...]
 ) -> None:

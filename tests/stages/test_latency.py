@@ -95,6 +95,7 @@ def test_networks_are_timed_together_once_and_read_ever_after(
     assert [p.name for p in (bench.scratch / "bundles").iterdir()] == [networks[0].digest[:16]]  # others are deleted
 
 
+@pytest.mark.slow
 def test_what_tells_nothing_is_an_error_and_is_not_kept(
     networks: list[Network], bench: Bench, calls: Calls, monkeypatch: MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def test_a_recipe_line_is_told_what_is_wrong(tiny: stages.Write) -> None:
         read(tiny(targets=[{"use": "auto", "among": ["onnx", "tensorflow"]}]))
 
 
+@pytest.mark.slow
 def test_the_bundle_names_what_ships_and_the_report_shows_the_ladder(
     copied: Path, tiny: stages.Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
