@@ -294,6 +294,7 @@ def test_a_folder_of_hugging_face_answers_as_transformers_does(family, kind, siz
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("EDGETL_DATA" not in os.environ, reason="EDGETL_DATA names no folder of real data")
 def test_resnet_20_has_its_published_accuracy():
     root = Path(os.environ["EDGETL_DATA"])
     net = create("resnet_cifar", str(root / "weights/resnet-cifar10/resnet20.safetensors"), tuple("abcdefghij"), 0)
