@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,8 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from edgetl.bundle import open_bundle, write_bundle
 from edgetl.device import probe
 from edgetl.golden import Golden
-from edgetl.measure import measurement, rounds, summary
+from edgetl.measure import measurement, summary
 from edgetl.measure.probing import Sample
+from tests import clockwork
 
 Maker = Callable[..., Path]
 
@@ -90,10 +90,9 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Maker:
 
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two short rounds, however noisy the machine; with the baseline twice in the standard mode."""
-    quick = rounds.Effort(2, 2, 0.02, 20, 45, 0.02, 3, 0.05, 30, 30, False)
-    monkeypatch.setitem(rounds.EFFORTS, "quick", quick)
-    monkeypatch.setitem(rounds.EFFORTS, "standard", replace(quick, control=True))
+    """Two short rounds by a clock of the test's own; with the baseline twice in the standard mode."""
+    for patch in clockwork.patches():
+        monkeypatch.setattr(*patch)
 
 
 @pytest.fixture(scope="session")

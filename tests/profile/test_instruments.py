@@ -6,13 +6,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from edgetl.device import Power, probe
 from edgetl.measure import instruments as shelf
+from edgetl.measure import probing, rounds
 from edgetl.measure.instruments import Ina3221, Rapl, Readings, instruments
 from edgetl.measure.measurement import Measurement
+from edgetl.measure.probing import Sample
 from edgetl.measure.summary import Surroundings
 from edgetl.stages.profile import profile
 
@@ -97,6 +100,15 @@ def test_energy_for_each_inference(replay: Callable[..., Measurement]) -> None:
 
 @pytest.mark.usefixtures("brief")
 def test_energy_of_real_processes(make: Callable[..., Path], rapl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples: list[Sample] = []
+
+    def kept(*given: Any) -> Sample | None:
+        sample = probing.probe(*given)
+        samples.extend([sample] if sample else [])
+        return sample
+
+    monkeypatch.setattr(rounds, "probe", kept)
+    monkeypatch.setitem(rounds.EFFORTS, "quick", replace(rounds.EFFORTS["quick"], window_s=0.3))
     counter, over = rapl / "class/powercap/intel-rapl:0/energy_uj", threading.Event()
 
     def count() -> None:
@@ -109,14 +121,14 @@ def test_energy_of_real_processes(make: Callable[..., Path], rapl: Path, monkeyp
     counting = threading.Thread(target=count)
     counting.start()
     try:
-        found = instruments(probe(), rapl, idle_s=0.2)
+        found = instruments(probe(), rapl, idle_s=0.3)
         monkeypatch.setattr("edgetl.measure.rounds.instruments", lambda _: replace(found, idle_w=8.0))
         one = profile([make("energetic")], probe(), out=None)[0]
     finally:
         over.set()
         counting.join()
-    assert found.idle_w == pytest.approx(8, rel=0.3)
+    assert found.idle_w == pytest.approx(8, rel=0.5)  # the counter is late where the machine is busy
     assert one.energy is not None
-    watts = one.energy.gross_j_per_inf / (one.latency.mean_ms / 1e3)
-    assert 6 < watts < 20  # 8 W over the window, which is a little longer than its calls
+    watts = one.energy.gross_j_per_inf * sum(len(s.wall) for s in samples) / sum(s.seconds for s in samples)
+    assert watts == pytest.approx(8, rel=0.5)
     assert abs(one.energy.net_j_per_inf) < one.energy.gross_j_per_inf

@@ -60,9 +60,6 @@ def test_two_bundles_measured_together(make: Maker, tmp_path: Path) -> None:
 def test_finished_measurements_are_read_back_unless_forgotten(planned: Callable[..., Path]) -> None:
     run = planned({}, {})
     first = profile_all([run], "local")
-    files = sorted((run / "measurements" / "local").glob("*.json"))
-    for file in files:  # a busy machine may have made them invalid, which is measured again
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"verdict": "noisy"}))
     again = profile_all([run], "local")
     assert {m.run.id for m in again} == {first[0].run.id}
     forget([run / "bundles" / "dense" / "onnx-fp32"], probe(), run / "measurements")

@@ -14,16 +14,14 @@ from edgetl import artifact
 from edgetl.artifact import Trial
 from edgetl.bundle import open_bundle
 from edgetl.errors import BadInput
-from edgetl.measure import rounds
 from edgetl.quantize import ladder, produce
 from edgetl.quantize.bar import Practice
 from edgetl.quantize.ladder import Rung
 from edgetl.quantize.produce import Order, Standard
 from edgetl.stages.verify import verify
 from edgetl.targets.onnx import Onnx
+from tests import clockwork
 from tests.quantize.conftest import Case
-
-QUICK = rounds.Effort(2, 2, 0.02, 20, 45, 0.02, 3, 0.05, 30, 30, False)
 
 
 @pytest.fixture
@@ -88,7 +86,8 @@ def test_static_int8_without_data_is_refused_with_the_way_out(pictures: Case, or
 def test_auto_ships_fp32_unless_another_file_is_proven_faster_and_tells_why(
     pictures: Case, order: Order, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(rounds.EFFORTS, "quick", QUICK)
+    for patch in clockwork.patches():
+        monkeypatch.setattr(*patch)
     order = replace(order, target=Onnx(precision="auto"))
     produce.produce(pictures.net, _trial(pictures), order, _standard(pictures, order, accuracy_drop=5.0))
     manifest = open_bundle(order.folder).manifest
@@ -97,9 +96,8 @@ def test_auto_ships_fp32_unless_another_file_is_proven_faster_and_tells_why(
     assert [r["precision"] for r in rungs if r["outcome"] == "ships"] == [manifest["precision"]]
     assert rungs[0]["precision"] == "fp32"
     assert all(r["reason"] for r in rungs)
-    for rung in rungs:
-        if rung["outcome"] == "ships" and rung["precision"] != "fp32":
-            assert rung["ratio"]["high"] < 1
+    (ships,) = [rung for rung in rungs if rung["outcome"] == "ships"]
+    assert ships["ratio"]["high"] < 1
 
 
 def test_a_candidate_that_misses_a_gate_is_not_even_timed(

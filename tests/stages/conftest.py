@@ -61,12 +61,12 @@ socket.socket.connect = refuse
 socket.socket.connect_ex = refuse
 socket.getaddrinfo = refuse
 if "profile" in sys.orig_argv:
-    from edgetl.measure import noise, rounds
-    rounds.EFFORTS["quick"] = rounds.Effort(2, 2, 0.02, 20, 45, 0.02, 3, 0.05, 30, 30, False)
-    rounds.EFFORTS["standard"] = rounds.EFFORTS["quick"]
-    noise.HALF_WIDTH = 100.0
+    sys.path.append({root!r})
+    from tests import clockwork
+    for patch in clockwork.patches():
+        setattr(*patch)
 """
-"""A sitecustomize: no process of the run reaches a network; a profile takes two short rounds, however uncertain."""
+"""A sitecustomize: no process of the run reaches a network; a profile takes two short rounds by a clock of its own."""
 
 
 def write_recipe(path: Path, **changes: Json) -> Path:
@@ -134,7 +134,7 @@ def copied(made_run: Path, tmp_path: Path) -> Path:
 def offline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a process that can reach no network."""
     folder = tmp_path_factory.mktemp("site")
-    (folder / "sitecustomize.py").write_text(BLOCKED)
+    (folder / "sitecustomize.py").write_text(BLOCKED.replace("{root!r}", repr(str(Path(__file__).parents[2]))))
     kept = {k: v for k, v in os.environ.items() if not k.startswith("EDGETL")}
     return {**kept, "PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 

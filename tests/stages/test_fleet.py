@@ -12,11 +12,11 @@ from _pytest.monkeypatch import MonkeyPatch
 from edgetl import store
 from edgetl.bundle import open_bundle
 from edgetl.errors import BadHost, GateMissed
-from edgetl.measure import noise, rounds
 from edgetl.recipe.read import read
 from edgetl.stages.compress import compress
 from edgetl.stages.export import export
 from edgetl.stages.report import report
+from tests import clockwork
 from tests.stages.conftest import SIZES, Edgetl, Write, times
 
 AWAY = f"""
@@ -36,10 +36,9 @@ STEPS = [
 
 @pytest.fixture(autouse=True)
 def _brief(monkeypatch: MonkeyPatch, tmp_path: Path) -> None:
-    """Short rounds, whose medians count however uncertain they are; and a lock of the test's own."""
-    effort = rounds.Effort(2, 2, 0.02, 20, 45, 0.02, 3, 0.05, 64, 30, steady=False)
-    monkeypatch.setitem(rounds.EFFORTS, "quick", effort)
-    monkeypatch.setattr(noise, "HALF_WIDTH", 100.0)
+    """Short rounds, a clock and a lock of the test's own."""
+    for patch in clockwork.patches():
+        monkeypatch.setattr(*patch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from edgetl import artifact, cli, evaluate
 from edgetl.errors import GateMissed
-from edgetl.measure import noise, rounds
 from edgetl.recipe.read import read
 from edgetl.stages.compress import compress
 from edgetl.stages.export import export
 from edgetl.stages.report import report
+from tests import clockwork
 from tests.stages.conftest import Edgetl, Write, files
 
 
@@ -72,8 +72,8 @@ def test_export_and_report_exit_3_when_a_gate_is_out_of_reach(
 def test_profile_of_a_run_judges_the_budget_of_its_recipe(
     here: Callable[..., tuple[object, str]], copied: Path, tiny: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(rounds.EFFORTS, "standard", rounds.Effort(2, 2, 0.02, 20, 45, 0.02, 3, 0.05, 30, 30, False))
-    monkeypatch.setattr(noise, "HALF_WIDTH", 100.0)
+    for patch in clockwork.patches():
+        monkeypatch.setattr(*patch)
     compress(read(tiny(budgets={"local": {"size_mb": 0.001}})), copied)
     code, said = here("profile", str(copied))
     assert code == 3

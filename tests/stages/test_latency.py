@@ -21,6 +21,7 @@ from edgetl.stages.compress import compress
 from edgetl.stages.latency import Bench, latencies, trial
 from edgetl.targets.onnx import Onnx
 from edgetl.train.batches import Data
+from tests import clockwork
 from tests.contract.conftest import LABELS, tiny_prepared
 from tests.stages.conftest import Write, times
 
@@ -34,10 +35,9 @@ TRAIN = {"use": "finetune", "name": "dense", "schedule": {"epochs": 1}}
 
 @pytest.fixture(autouse=True)
 def _brief(monkeypatch: MonkeyPatch, tmp_path: Path) -> None:
-    """Short rounds, whose medians count however uncertain they are; and a lock of the test's own."""
-    effort = rounds.Effort(2, 2, 0.02, 20, 45, 0.02, 3, 0.05, 30, 30, steady=False)
-    monkeypatch.setitem(rounds.EFFORTS, "quick", effort)
-    monkeypatch.setattr(noise, "HALF_WIDTH", 100.0)
+    """Short rounds, a clock and a lock of the test's own."""
+    for patch in clockwork.patches():
+        monkeypatch.setattr(*patch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 

@@ -10,7 +10,6 @@ import pytest
 
 from edgetl.bundle import open_bundle
 from edgetl.errors import BadHost, BadInput, BadInputs
-from edgetl.measure import rounds
 from edgetl.page import precisions
 from edgetl.recipe.plan import read_plan, write_plan
 from edgetl.recipe.read import read
@@ -20,16 +19,16 @@ from edgetl.stages.verify import verify
 from edgetl.targets import _cuda
 from edgetl.targets.auto import Auto
 from edgetl.types import Json
+from tests import clockwork
 from tests.stages import conftest as stages
 
 made_run, copied, tiny = stages.made_run, stages.copied, stages.tiny
 
-SHORT = rounds.Effort(2, 2, 0.02, 20, 45, 0.02, 3, 0.05, 30, 30, False)
-
 
 @pytest.fixture(autouse=True)
 def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(rounds.EFFORTS, "quick", SHORT)
+    for patch in clockwork.patches():
+        monkeypatch.setattr(*patch)
 
 
 def rungs_of(bundle: Path) -> list[Json]:

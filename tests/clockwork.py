@@ -1,0 +1,55 @@
+"""Measuring processes that are real in all but their clocks: no test depends on how busy the machine is."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from edgetl.measure import noise, probing, rounds, throughput
+from edgetl.measure._probe import Job
+from edgetl.measure.instruments import NONE, Instruments
+from edgetl.measure.probing import Sample
+
+BRIEF = rounds.Effort(2, 2, 0.02, 20, 45, 0.0, 3, 0.02, 64, 30, False)
+"""Two short rounds."""
+
+CALL_NS, MAC_NS, INT8, JITTER = 50_000, 2.0, 0.5, 0.01
+"""What a call costs and a multiplication, which share of it where that is of integers, and by how much times vary."""
+
+
+class Patch(NamedTuple):
+    """What stands in for an attribute of a module or for an entry of a table."""
+
+    owner: object
+    name: str
+    value: object
+
+
+def patches() -> Iterator[Patch]:
+    """What gives the measuring of this process short rounds, times by the artifact's cost and a quiet machine."""
+    found = {"quick": BRIEF, "standard": replace(BRIEF, control=True), "certify": rounds.EFFORTS["certify"]}
+    yield Patch(rounds, "EFFORTS", found)
+    yield Patch(rounds, "probe", probe)
+    yield Patch(throughput, "probe", probe)
+    yield Patch(noise, "state", quiet)
+
+
+def probe(job: Job, pad: int, timeout_s: float, watch: Instruments = NONE) -> Sample | None:
+    """One real process, with the times that its artifact's cost makes."""
+    found = probing.probe(job, pad, timeout_s, watch)
+    if found is None:
+        return None
+    manifest = json.loads((Path(job.bundle) / "manifest.json").read_text())
+    macs = manifest["cost"]["macs"] * (INT8 if manifest["precision"].startswith("int8") else 1)
+    draw = random.Random(f"{macs} {pad}")
+    walls = [round((CALL_NS + MAC_NS * macs) * draw.uniform(1, 1 + JITTER)) for _ in found.wall]
+    return replace(found, wall=walls, cpu=walls, switches=0, others=0)
+
+
+def quiet(*_given: object) -> noise.State:
+    """A machine on which nothing else runs."""
+    return noise.State(steal=0.0, total=1.0, throttle_count=0, throttle_word=None, battery=False)
