@@ -10,6 +10,7 @@ Letters: B batch, C channels.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -183,20 +184,74 @@ class HFConvolutional(Convolutional):
         return cast(Tensor, module(pixel_values=inputs["pixel_values"]).logits)
 
 
-class Pictures(Convolutional):
-    """A convolutional family of our own: square images, and sizes under our own names."""
+class Staged(nn.Module, ABC):
+    """A stem, stages of blocks by number, and what makes the answer of the last block's map."""
+
+    stem: nn.Module
+    layers: nn.ModuleDict
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return the (B, labels) answer to maps (B, C, height, width)."""
+        hidden = self.stem(maps)
+        for stage in self.layers.values():
+            hidden = stage(hidden)
+        return self.answer(hidden)
+
+    @abstractmethod
+    def answer(self, hidden: Tensor) -> Tensor:
+        """Return the (B, labels) answer from the last block's output."""
+
+
+class Own(Convolutional):
+    """A convolutional family of our own: a staged module, and sizes under our own names."""
 
     sizes: ClassVar[type[Strict]]
+    network: ClassVar[type[Staged]]  # made of sizes and the number of labels
+
+    @abstractmethod
+    def reads(self, config: Json) -> Prep:
+        """Return what networks of these sizes read."""
 
     def config(self, source: str | Mapping[str, Json], labels: int) -> Json:
         """Return the sizes of a source, complete; the family's `sizes` has the keys of a mapping."""
-        given = stated(self.sizes, self.name, source) if isinstance(source, str) else source
+        given = self.given(source) if isinstance(source, str) else source
         return complete(checked(self.sizes, given, self.name), labels)
 
+    def given(self, source: str) -> Mapping[str, Json]:
+        """Return the sizes that a folder or hub id states.
+
+        Raises:
+            BadInput: the source is missing, or of another kind.
+
+        """
+        return stated(self.sizes, self.name, source)
+
     def prep(self, source: str | Mapping[str, Json], config: Json) -> Prep:
-        """Return size and channels; of a saved network, what it recorded."""
+        """Return what the sizes say that the network reads; of a saved network, what it recorded."""
         found = saved_prep(locate(source)) if isinstance(source, str) else None
-        return found or Prep(size=(int(config["image_size"]),) * 2, channels=int(config["num_channels"]))
+        return found or self.reads(config)
+
+    def build(self, config: Json) -> nn.Module:
+        """Return the module with weights from torch's current random state, in eval mode, uncut."""
+        module = self.network(checked(self.sizes, config, self.name), config["num_labels"]).eval()
+        initialise(live(self, module))
+        return module
+
+    def finish(self, module: nn.Module, hidden: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the (B, labels) answer from the last block's output (B, C, height, width)."""
+        return cast(Staged, module).answer(hidden)
+
+    def stages(self, module: nn.Module) -> tuple[str, ...]:
+        """Return the blocks behind the stem."""
+        return blocks_of(cast(Staged, module).layers)
+
+
+class Pictures(Own):
+    """A convolutional family of our own for square images."""
+
+    def reads(self, config: Json) -> Prep:
+        """Return size and channels."""
+        return Prep(size=(int(config["image_size"]),) * 2, channels=int(config["num_channels"]))
 
     def example(self, config: Json, batch: int) -> dict[str, Tensor]:
         """Return normal noise as `pixel_values` (B, C, height, width)."""

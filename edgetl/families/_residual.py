@@ -6,19 +6,21 @@ channels of pictures does it to those of a series.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias, cast
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgetl.families._channels import ConvNorm, Convolutional, blocks_of
+from edgetl.families._channels import ConvNorm, Staged
 from edgetl.network.family import Layout
 
 Kernel: TypeAlias = int | tuple[int, int]
 """One side of a square, or height and width; odd, so that a convolution can keep the size."""
 
 OWN = Layout((("stem", "stem"), ("layers", "layers"), ("head", "head")))
+PARTS = ("first", "second")
+"""Of a block."""
 
 
 class ScaledStem(ConvNorm):
@@ -59,7 +61,7 @@ class Block(nn.Module):
         return functional.relu(self.second(self.first(hidden)) + self.shortcut(hidden))
 
 
-class ResNet(nn.Module):
+class ResNet(Staged):
     """A stem, stages of equally many blocks, the mean over all places and a linear classifier.
 
     Every stage but the first halves the map, and is wider than the one before.
@@ -75,27 +77,6 @@ class ResNet(nn.Module):
         self.layers = nn.ModuleDict(stages)
         self.head = nn.Linear(widths[-1], labels)
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """Return the (B, labels) answer to maps (B, C, height, width)."""
-        hidden = self.stem(maps)
-        for stage in self.layers.values():
-            hidden = stage(hidden)
-        return self.answer(hidden)
-
     def answer(self, hidden: Tensor) -> Tensor:
         """Return the (B, labels) answer from the last block's output."""
         return cast(Tensor, self.head(hidden.mean((2, 3))))
-
-
-class Residual(Convolutional):
-    """A family whose module is a `ResNet`."""
-
-    parts = ("first", "second")
-
-    def finish(self, module: nn.Module, hidden: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the (B, labels) answer from the last block's output (B, C, height, width)."""
-        return cast(ResNet, module).answer(hidden)
-
-    def stages(self, module: nn.Module) -> tuple[str, ...]:
-        """Return the blocks."""
-        return blocks_of(cast(ResNet, module).layers)

@@ -11,13 +11,9 @@ from torch import Tensor, nn
 
 from edgetl.audio import frames
 from edgetl.errors import BadInput
-from edgetl.families._channels import initialise
-from edgetl.families._residual import OWN, Residual, ResNet, ScaledStem
-from edgetl.families._sizes import checked, complete, stated
+from edgetl.families._channels import Own
+from edgetl.families._residual import OWN, PARTS, ResNet, ScaledStem
 from edgetl.network.family import Prep
-from edgetl.network.names import live
-from edgetl.network.saved import saved_prep
-from edgetl.network.source import locate
 from edgetl.operations import MAX_BANDS, MAX_RATE, MAX_SAMPLES, MAX_WINDOW
 from edgetl.strict import Strict
 from edgetl.types import Json
@@ -43,41 +39,42 @@ class AudioSizes(Strict):
     stem_stride: Literal[1, 2] = 2
 
 
-class AudioResNet(Residual):
+class SpectrogramNet(ResNet):
+    """A residual network of three stages on maps of one channel."""
+
+    def __init__(self, sizes: AudioSizes, labels: int) -> None:
+        widths = tuple(sizes.channels * factor for factor in (1, 2, 4))
+        super().__init__(ScaledStem(1, widths[0], 3, sizes.stem_stride), widths, sizes.blocks, 3, labels)
+
+
+class AudioResNet(Own):
     """For recordings of a fixed length."""
 
     name = "audio_resnet"
     data = "audio"
     names = (OWN,)
+    parts = PARTS
+    sizes = AudioSizes
+    network = SpectrogramNet
 
     def config(self, source: str | Mapping[str, Json], labels: int) -> Json:
         """Return the sizes of a source, complete; see `AudioSizes` for the keys of a mapping."""
-        given = stated(AudioSizes, self.name, source) if isinstance(source, str) else source
-        sizes = checked(AudioSizes, given, self.name)
-        if not sizes.hop <= sizes.window <= sizes.samples:
-            problem = f"{self.name}: a hop of {sizes.hop}, a window of {sizes.window} and {sizes.samples} samples"
+        found = super().config(source, labels)
+        hop, window, samples = found["hop"], found["window"], found["samples"]
+        if not hop <= window <= samples:
+            problem = f"{self.name}: a hop of {hop}, a window of {window} and {samples} samples"
             raise BadInput(f"{problem} do not fit each other", fix="choose hop <= window <= samples")
-        return complete(sizes, labels)
+        return found
 
     def fitted(self, sizes: Mapping[str, Json], data: Data) -> Mapping[str, Json]:
         """Return the sizes with those of the data's spectrograms."""
         given = {key: value for operation in data.prepared.operations for key, value in operation.items()}
         return {**{key: given[key] for key in SPECTROGRAM if key in given}, **sizes}
 
-    def prep(self, source: str | Mapping[str, Json], config: Json) -> Prep:
-        """Return how recordings become spectrograms; of a saved network, what it recorded."""
-        found = saved_prep(locate(source)) if isinstance(source, str) else None
+    def reads(self, config: Json) -> Prep:
+        """Return how recordings become spectrograms."""
         rate, samples, window, hop, bands = (int(config[key]) for key in SPECTROGRAM)
-        return found or Prep(rate=rate, samples=samples, window=window, hop=hop, bands=bands)
-
-    def build(self, config: Json) -> nn.Module:
-        """Return the module with weights from torch's current random state, in eval mode, uncut."""
-        sizes = checked(AudioSizes, config, self.name)
-        widths = tuple(sizes.channels * factor for factor in (1, 2, 4))
-        stem = ScaledStem(1, widths[0], 3, sizes.stem_stride)
-        module = ResNet(stem, widths, sizes.blocks, 3, config["num_labels"]).eval()
-        initialise(live(self, module))
-        return module
+        return Prep(rate=rate, samples=samples, window=window, hop=hop, bands=bands)
 
     def example(self, config: Json, batch: int) -> dict[str, Tensor]:
         """Return normal noise as `input_values` (B, 1, bands, frames)."""

@@ -10,13 +10,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from edgetl.errors import BadInput
-from edgetl.families._channels import initialise
-from edgetl.families._residual import OWN, Residual, ResNet, ScaledStem
-from edgetl.families._sizes import checked, complete, stated
+from edgetl.families._channels import Own
+from edgetl.families._residual import OWN, PARTS, ResNet, ScaledStem
 from edgetl.network.family import Prep
-from edgetl.network.names import live
-from edgetl.network.saved import saved_prep
-from edgetl.network.source import locate
 from edgetl.strict import Strict
 from edgetl.types import Json
 
@@ -36,42 +32,44 @@ class Cnn1dSizes(Strict):
     stem_stride: Literal[1, 2, 4] = 1
 
 
-class Cnn1d(Residual):
+class Cnn(ResNet):
+    """A residual network on maps of height 1."""
+
+    def __init__(self, sizes: Cnn1dSizes, labels: int) -> None:
+        kernel = (1, sizes.kernel)
+        stem = ScaledStem(sizes.num_channels, sizes.widths[0], kernel, sizes.stem_stride)
+        super().__init__(stem, sizes.widths, sizes.blocks, kernel, labels)
+
+
+class Cnn1d(Own):
     """For sensor windows and other time series of fixed length."""
 
     name = "cnn1d"
     data = "sensor"
     names = (OWN,)
+    parts = PARTS
+    sizes = Cnn1dSizes
+    network = Cnn
 
     def config(self, source: str | Mapping[str, Json], labels: int) -> Json:
         """Return the sizes of a source, complete; see `Cnn1dSizes` for the keys of a mapping."""
-        given = stated(Cnn1dSizes, self.name, source) if isinstance(source, str) else source
-        sizes = checked(Cnn1dSizes, given, self.name)
-        if sizes.kernel % 2 == 0:
-            raise BadInput(f"{self.name}: a kernel of {sizes.kernel} has no middle", fix="choose an odd kernel")
-        grows = all(0 < a <= b for a, b in zip((1, *sizes.widths), sizes.widths, strict=False))
-        if not grows or sizes.widths[-1] > 65536:
-            raise BadInput(f"{self.name}: widths {list(sizes.widths)} do not grow", fix="write them like [16, 32, 64]")
-        return complete(sizes, labels)
+        found = super().config(source, labels)
+        kernel, widths = found["kernel"], found["widths"]
+        if kernel % 2 == 0:
+            raise BadInput(f"{self.name}: a kernel of {kernel} has no middle", fix="choose an odd kernel")
+        grows = all(0 < a <= b for a, b in zip((1, *widths), widths, strict=False))
+        if not grows or widths[-1] > 65536:
+            raise BadInput(f"{self.name}: widths {list(widths)} do not grow", fix="write them like [16, 32, 64]")
+        return found
 
     def fitted(self, sizes: Mapping[str, Json], data: Data) -> Mapping[str, Json]:
         """Return the sizes with length and channels of the data's windows."""
         windows = data.prepared.inputs.get("input_values")
         return sizes if windows is None else {"length": windows.shape[-1], "num_channels": windows.shape[1], **sizes}
 
-    def prep(self, source: str | Mapping[str, Json], config: Json) -> Prep:
-        """Return the length and channels of a window; of a saved network, what it recorded."""
-        found = saved_prep(locate(source)) if isinstance(source, str) else None
-        return found or Prep(channels=int(config["num_channels"]), length=int(config["length"]))
-
-    def build(self, config: Json) -> nn.Module:
-        """Return the module with weights from torch's current random state, in eval mode, uncut."""
-        sizes = checked(Cnn1dSizes, config, self.name)
-        kernel = (1, sizes.kernel)
-        stem = ScaledStem(sizes.num_channels, sizes.widths[0], kernel, sizes.stem_stride)
-        module = ResNet(stem, sizes.widths, sizes.blocks, kernel, config["num_labels"]).eval()
-        initialise(live(self, module))
-        return module
+    def reads(self, config: Json) -> Prep:
+        """Return the length and channels of a window."""
+        return Prep(channels=int(config["num_channels"]), length=int(config["length"]))
 
     def example(self, config: Json, batch: int) -> dict[str, Tensor]:
         """Return normal noise as `input_values` (B, C, length)."""

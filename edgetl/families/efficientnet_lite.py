@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgetl.errors import BadInput
-from edgetl.families._channels import TENSORS, ConvNorm, Pictures, blocks_of, initialise
-from edgetl.families._sizes import checked, complete
+from edgetl.families._channels import TENSORS, ConvNorm, Pictures, Staged
 from edgetl.network.family import Layout, Prep
-from edgetl.network.names import live
 from edgetl.network.saved import saved_prep
 from edgetl.network.source import is_weights, locate, read_shapes
 from edgetl.strict import Strict
@@ -93,7 +91,7 @@ class Block(nn.Module):
         return hidden + made if self.adds else made
 
 
-class EfficientNet(nn.Module):
+class EfficientNet(Staged):
     """Stem, six stages of blocks, a last convolution, the mean over all places and a linear classifier."""
 
     def __init__(self, sizes: LiteSizes, labels: int) -> None:
@@ -110,13 +108,6 @@ class EfficientNet(nn.Module):
         self.last = SameConvNorm(ins, _channels(LAST, sizes.width), 1)
         self.dropout = nn.Dropout(sizes.dropout)
         self.head = nn.Linear(_channels(LAST, sizes.width), labels)
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Return the (B, labels) answer to images (B, C, height, width)."""
-        hidden = self.stem(pixel_values)
-        for stage in self.layers.values():
-            hidden = stage(hidden)
-        return self.answer(hidden)
 
     def answer(self, hidden: Tensor) -> Tensor:
         """Return the (B, labels) answer from the last block's output."""
@@ -150,13 +141,12 @@ class EfficientNetLite(Pictures):
     parts = ("expand", "depthwise", "project")
     depthwise = frozenset({"depthwise"})
     sizes = LiteSizes
+    network = EfficientNet
 
-    def config(self, source: str | Mapping[str, Json], labels: int) -> Json:
-        """Return the sizes of a source, complete; see `LiteSizes` for the keys of a mapping."""
-        where = locate(source) if isinstance(source, str) else None
-        if where is None or not is_weights(where):
-            return super().config(source, labels)
-        return complete(checked(LiteSizes, _measured(where), self.name), labels)
+    def given(self, source: str) -> Mapping[str, Json]:
+        """Return the sizes that a folder or hub id states, or that the weights of a bare file show."""
+        where = locate(source)
+        return _measured(where) if is_weights(where) else super().given(source)
 
     def prep(self, source: str | Mapping[str, Json], config: Json) -> Prep:
         """Return size and channels, and for weights from elsewhere how the images were scaled that they saw."""
@@ -165,20 +155,6 @@ class EfficientNetLite(Pictures):
             return own
         half = (0.5,) * int(config["num_channels"])
         return Prep(own.size, own.channels, mean=half, std=half, resample="bicubic")
-
-    def build(self, config: Json) -> nn.Module:
-        """Return the module with weights from torch's current random state, in eval mode, uncut."""
-        module = EfficientNet(checked(LiteSizes, config, self.name), config["num_labels"]).eval()
-        initialise(live(self, module))
-        return module
-
-    def finish(self, module: nn.Module, hidden: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the (B, labels) answer from the last block's output (B, C, height, width)."""
-        return cast(EfficientNet, module).answer(hidden)
-
-    def stages(self, module: nn.Module) -> tuple[str, ...]:
-        """Return the blocks behind the stem."""
-        return blocks_of(cast(EfficientNet, module).layers)
 
     def passed_by(self, block: nn.Module) -> bool:
         """Return whether the block keeps its input's shape, and adds it."""

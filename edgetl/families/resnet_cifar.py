@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from pydantic import Field
-from torch import Tensor, nn
 
 from edgetl.errors import BadInput
-from edgetl.families._channels import ConvNorm, initialise, noise
-from edgetl.families._residual import OWN, Residual, ResNet
-from edgetl.families._sizes import checked, complete, stated
+from edgetl.families._channels import ConvNorm, Pictures
+from edgetl.families._residual import OWN, PARTS, ResNet
 from edgetl.network.family import Layout, Prep
-from edgetl.network.names import live, to_canonical
+from edgetl.network.names import to_canonical
 from edgetl.network.saved import saved_prep
 from edgetl.network.source import is_weights, locate, read_shapes
 from edgetl.strict import Strict
@@ -35,10 +33,19 @@ class ResNetSizes(Strict):
     image_size: int = Field(32, ge=4, le=8192)
 
 
-PARTS = {"first.conv": "conv1", "first.norm": "bn1", "second.conv": "conv2", "second.norm": "bn2"}
+class CifarNet(ResNet):
+    """Three stages behind one convolution."""
+
+    def __init__(self, sizes: ResNetSizes, labels: int) -> None:
+        widths = tuple(sizes.channels * factor for factor in (1, 2, 4))
+        stem = ConvNorm(sizes.num_channels, widths[0], 3, sizes.stem_stride)
+        super().__init__(stem, widths, (sizes.depth - 2) // 6, 3, labels)
 
 
-class ResNetCifar(Residual):
+PUBLISHED = {"first.conv": "conv1", "first.norm": "bn1", "second.conv": "conv2", "second.norm": "bn2"}
+
+
+class ResNetCifar(Pictures):
     """ResNet-20, -32, -44, -56, ... for images such as CIFAR-10's."""
 
     name = "resnet_cifar"
@@ -47,27 +54,27 @@ class ResNetCifar(Residual):
         OWN,
         Layout(
             (
-                *((f"layers.{{}}.{{}}.{ours}", f"layer{{}}.{{}}.{theirs}") for ours, theirs in PARTS.items()),
+                *((f"layers.{{}}.{{}}.{ours}", f"layer{{}}.{{}}.{theirs}") for ours, theirs in PUBLISHED.items()),
                 *(("stem.conv", "conv1"), ("stem.norm", "bn1"), ("head", "linear")),
             )
         ),
     )
+    parts = PARTS
+    sizes = ResNetSizes
+    network = CifarNet
 
     def config(self, source: str | Mapping[str, Json], labels: int) -> Json:
         """Return the sizes of a source, complete; see `ResNetSizes` for the keys of a mapping."""
-        given = self._read(source) if isinstance(source, str) else source
-        sizes = checked(ResNetSizes, given, self.name)
-        if (sizes.depth - 2) % 6:
-            raise BadInput(
-                f"{self.name}: a depth of {sizes.depth} is not 6 n + 2", fix="choose 8, 14, 20, 32, 44, 56, 110 ..."
-            )
-        return complete(sizes, labels)
+        found = super().config(source, labels)
+        if (found["depth"] - 2) % 6:
+            fix = "choose 8, 14, 20, 32, 44, 56, 110 ..."
+            raise BadInput(f"{self.name}: a depth of {found['depth']} is not 6 n + 2", fix=fix)
+        return found
 
-    def _read(self, source: str) -> dict[str, Json]:
+    def given(self, source: str) -> Mapping[str, Json]:
+        """Return the sizes that a folder or hub id states, or that the weights of a bare file show."""
         where = locate(source)
-        if is_weights(where):
-            return self._measured(where)
-        return stated(ResNetSizes, self.name, source)
+        return self._measured(where) if is_weights(where) else super().given(source)
 
     def _measured(self, file: Path) -> dict[str, Json]:
         """Return the sizes that the weights of a bare file show."""
@@ -83,29 +90,10 @@ class ResNetCifar(Residual):
 
     def prep(self, source: str | Mapping[str, Json], config: Json) -> Prep:
         """Return size and channels, and for weights from elsewhere the mean and deviation they were trained with."""
-        size, channels = (int(config["image_size"]),) * 2, int(config["num_channels"])
-        if not isinstance(source, str):
-            return Prep(size=size, channels=channels)
-        found = saved_prep(locate(source))
-        colour = channels == len(MEAN)
-        return found or Prep(size, channels, MEAN if colour else None, STD if colour else None)
-
-    def build(self, config: Json) -> nn.Module:
-        """Return the module with weights from torch's current random state, in eval mode, uncut."""
-        sizes = checked(ResNetSizes, config, self.name)
-        widths = tuple(sizes.channels * factor for factor in (1, 2, 4))
-        stem = ConvNorm(sizes.num_channels, widths[0], 3, sizes.stem_stride)
-        module = ResNet(stem, widths, (sizes.depth - 2) // 6, 3, config["num_labels"]).eval()
-        initialise(live(self, module))
-        return module
-
-    def example(self, config: Json, batch: int) -> dict[str, Tensor]:
-        """Return normal noise as `pixel_values` (B, C, height, width)."""
-        return noise(config, batch)
-
-    def logits(self, module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the (B, labels) answer."""
-        return cast(Tensor, module(inputs["pixel_values"]))
+        own = super().prep(source, config)
+        if not isinstance(source, str) or saved_prep(locate(source)) is not None or own.channels != len(MEAN):
+            return own
+        return Prep(own.size, own.channels, MEAN, STD)
 
 
 PLUGIN = ResNetCifar()

@@ -10,10 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from edgetl.errors import BadInput
-from edgetl.families._channels import ConvNorm, Pictures, blocks_of, initialise
-from edgetl.families._sizes import checked
+from edgetl.families._channels import ConvNorm, Pictures, Staged
 from edgetl.network.family import Layout
-from edgetl.network.names import live
 from edgetl.strict import Strict
 from edgetl.types import Json
 
@@ -57,7 +55,7 @@ class Block(nn.Module):
         return both.flatten(1, 2)
 
 
-class ShuffleNet(nn.Module):
+class ShuffleNet(Staged):
     """A convolution, stages of blocks, a last convolution, the mean over all places and a linear classifier."""
 
     def __init__(self, sizes: ShuffleSizes, labels: int) -> None:
@@ -70,13 +68,6 @@ class ShuffleNet(nn.Module):
         self.layers = nn.ModuleDict(stages)
         self.last = ConvNorm(ins, sizes.last, 1)
         self.head = nn.Linear(sizes.last, labels)
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Return the (B, labels) answer to images (B, C, height, width)."""
-        hidden = self.stem(pixel_values)
-        for stage in self.layers.values():
-            hidden = stage(hidden)
-        return self.answer(hidden)
 
     def answer(self, hidden: Tensor) -> Tensor:
         """Return the (B, labels) answer from the last block's output."""
@@ -92,6 +83,7 @@ class ShuffleNetV2(Pictures):
     parts = ("expand", "depthwise", "project")
     depthwise = frozenset({"depthwise"})
     sizes = ShuffleSizes
+    network = ShuffleNet
 
     def config(self, source: str | Mapping[str, Json], labels: int) -> Json:
         """Return the sizes of a source, complete; see `ShuffleSizes` for the keys of a mapping."""
@@ -105,20 +97,6 @@ class ShuffleNetV2(Pictures):
                 f"{self.name}: depths {list(depths)} are out of range", fix="give every stage 1 to 256 blocks"
             )
         return found
-
-    def build(self, config: Json) -> nn.Module:
-        """Return the module with weights from torch's current random state, in eval mode, uncut."""
-        module = ShuffleNet(checked(ShuffleSizes, config, self.name), config["num_labels"]).eval()
-        initialise(live(self, module))
-        return module
-
-    def finish(self, module: nn.Module, hidden: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the (B, labels) answer from the last block's output (B, C, height, width)."""
-        return cast(ShuffleNet, module).answer(hidden)
-
-    def stages(self, module: nn.Module) -> tuple[str, ...]:
-        """Return the blocks."""
-        return blocks_of(cast(ShuffleNet, module).layers)
 
 
 PLUGIN = ShuffleNetV2()

@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgetl.errors import BadInput
-from edgetl.families._channels import ConvNorm, Pictures, blocks_of, initialise
-from edgetl.families._sizes import checked
+from edgetl.families._channels import ConvNorm, Pictures, Staged
 from edgetl.network.family import Layout
-from edgetl.network.names import live
 from edgetl.strict import Strict
 from edgetl.types import Json
 
@@ -58,7 +56,7 @@ class Block(nn.Module):
         return cast(Tensor, self.second(self.first(opened)) + around)
 
 
-class WideResNet(nn.Module):
+class WideResNet(Staged):
     """A convolution, three stages of blocks, the mean over all places and a linear classifier."""
 
     def __init__(self, sizes: WideSizes, labels: int) -> None:
@@ -73,13 +71,6 @@ class WideResNet(nn.Module):
         self.norm = nn.BatchNorm2d(ins)
         self.head = nn.Linear(ins, labels)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Return the (B, labels) answer to images (B, C, height, width)."""
-        hidden = self.stem(pixel_values)
-        for stage in self.layers.values():
-            hidden = stage(hidden)
-        return self.answer(hidden)
-
     def answer(self, hidden: Tensor) -> Tensor:
         """Return the (B, labels) answer from the last block's output."""
         return cast(Tensor, self.head(functional.relu(self.norm(hidden)).mean((2, 3))))
@@ -93,6 +84,7 @@ class Wrn(Pictures):
     names = (Layout((("stem", "stem"), ("layers", "layers"), ("norm", "norm"), ("head", "head"))),)
     parts = ("first", "second")
     sizes = WideSizes
+    network = WideResNet
 
     def config(self, source: str | Mapping[str, Json], labels: int) -> Json:
         """Return the sizes of a source, complete; see `WideSizes` for the keys of a mapping."""
@@ -101,20 +93,6 @@ class Wrn(Pictures):
             fix = "choose 10, 16, 22, 28, 40 ..."
             raise BadInput(f"{self.name}: a depth of {found['depth']} is not 6 n + 4", fix=fix)
         return found
-
-    def build(self, config: Json) -> nn.Module:
-        """Return the module with weights from torch's current random state, in eval mode, uncut."""
-        module = WideResNet(checked(WideSizes, config, self.name), config["num_labels"]).eval()
-        initialise(live(self, module))
-        return module
-
-    def finish(self, module: nn.Module, hidden: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the (B, labels) answer from the last block's output (B, C, height, width)."""
-        return cast(WideResNet, module).answer(hidden)
-
-    def stages(self, module: nn.Module) -> tuple[str, ...]:
-        """Return the blocks."""
-        return blocks_of(cast(WideResNet, module).layers)
 
 
 PLUGIN = Wrn()

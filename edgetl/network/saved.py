@@ -98,17 +98,28 @@ def read_header(folder: Path) -> dict[str, Json]:
     path = folder / HEADER
     if not path.is_file():
         raise Refused(f"{folder} has no {HEADER}", fix="give the folder of a saved network")
-    header = read_json(path)
-    version = header.get("schema_version") if isinstance(header, dict) else None
-    if type(version) is int and version > SCHEMA_VERSION:
-        raise Refused(f"{path} was written by a later edgetl (schema {version})", fix="update edgetl")
-    if version != SCHEMA_VERSION:
-        raise Refused(f"{path} is no saved network", fix=AGAIN)
+    header = read_versioned(path, SCHEMA_VERSION, Refused(f"{path} is no saved network", fix=AGAIN))
     wrong = [key for key, kind in KEYS.items() if not isinstance(header.get(key), kind)]
     if wrong:
         raise Refused(f"{path}: '{wrong[0]}' is missing or of a wrong type", fix=AGAIN)
     if not all(isinstance(label, str) for label in header["labels"]):
         raise Refused(f"{path}: a label is no text", fix=AGAIN)
+    return dict(header)
+
+
+def read_versioned(path: Path, known: int, other: Refused) -> dict[str, Json]:
+    """Return a JSON object of the schema version that is known; `other` is raised for what is none.
+
+    Raises:
+        Refused: it is malformed, of a later version, or something else.
+
+    """
+    header = read_json(path)
+    version = header.get("schema_version") if isinstance(header, dict) else None
+    if type(version) is int and version > known:
+        raise Refused(f"{path} was written by a later edgetl (schema {version})", fix="update edgetl")
+    if version != known:
+        raise other
     return dict(header)
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgetl.errors import BadInput, Refused
-from edgetl.families.resnet_cifar import PARTS
+from edgetl.families.resnet_cifar import PUBLISHED
 from edgetl.network import cost
 from edgetl.network.edits import Constant, from_json, to_json
 from edgetl.network.network import Network, check_plain, create, load, save
@@ -210,7 +210,7 @@ def published(net: Network) -> dict[str, Tensor]:
     found = {}
     for name, tensor in net.state().items():
         new = name.replace("stem.conv", "conv1").replace("stem.norm", "bn1").replace("head.", "linear.")
-        for ours, theirs in PARTS.items():
+        for ours, theirs in PUBLISHED.items():
             new = new.replace(ours, theirs)
         parts = new.split(".")
         new = ".".join([f"layer{parts[1]}", *parts[2:]]) if parts[0] == "layers" else new

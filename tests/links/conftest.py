@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import importlib.util
 import os
 import shlex
 import shutil
@@ -19,14 +18,9 @@ from pathlib import Path
 
 import pytest
 
-_spec = importlib.util.spec_from_file_location(
-    "profile_fixtures", Path(__file__).parents[1] / "profile" / "conftest.py"
-)
-assert _spec is not None
-assert _spec.loader is not None
-_fixtures = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_fixtures)
-make = _fixtures.make  # tiny bundles, as for profiling here
+from tests.profile import conftest as profiled
+
+make = profiled.make  # tiny bundles, as for profiling here
 
 BRIEF = """
 import importlib.util, sys

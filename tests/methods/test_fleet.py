@@ -5,7 +5,6 @@ The clock is a formula of the depth, so that the right answer is known.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +22,9 @@ from edgetl.network import cost
 from edgetl.network.network import Network, create
 from edgetl.recipe.schema import Context
 from edgetl.roofline import Prediction
+from tests.profile import conftest as profiled
 
-_spec = importlib.util.spec_from_file_location("profiled", Path(__file__).parents[1] / "profile" / "conftest.py")
-assert _spec is not None
-assert _spec.loader is not None
-_profiled = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_profiled)
-make, replay = _profiled.make, _profiled.replay
+make, replay = profiled.make, profiled.replay
 
 LABELS = ("left", "middle", "right")
 SIZES = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,7 @@ from edgetl.quantize.bar import Bar, Practice
 from edgetl.recipe.schema import Context, Material, Schedule
 from edgetl.train.batches import Data
 from edgetl.types import Json
-
-_path = Path(__file__).parents[1] / "contract" / "conftest.py"
-_spec = importlib.util.spec_from_file_location("contract_fixtures", _path)
-assert _spec is not None
-assert _spec.loader is not None
-contract = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(contract)
+from tests.contract import conftest as contract
 
 BERT: Mapping[str, Json] = {
     "vocab_size": 60,

@@ -22,7 +22,6 @@ from edgetl.network import saved
 from edgetl.network.family import Family
 from edgetl.network.names import live
 from edgetl.network.network import Network
-from edgetl.network.source import read_json
 from edgetl.types import Json
 
 SCHEMA_VERSION = 1
@@ -173,12 +172,7 @@ def read_header(folder: Path) -> dict[str, Json]:
     path = folder / HEADER
     if not path.is_file():
         raise BadInput(f"{folder} holds no learngene: it has no {HEADER}", fix="give the folder that `tleg` wrote")
-    header = read_json(path)
-    version = header.get("schema_version") if isinstance(header, dict) else None
-    if type(version) is int and version > SCHEMA_VERSION:
-        raise Refused(f"{path} was written by a later edgetl (schema {version})", fix="update edgetl")
-    if version != SCHEMA_VERSION:
-        raise Refused(f"{path} is no learngene", fix=AGAIN)
+    header = saved.read_versioned(path, SCHEMA_VERSION, Refused(f"{path} is no learngene", fix=AGAIN))
     if header.get("convention") not in CONVENTIONS.values():
         known = ", ".join(CONVENTIONS.values())
         problem = f"{path} has the convention {str(header.get('convention'))[:40]!r}, and edgetl expands {known}"
@@ -186,7 +180,7 @@ def read_header(folder: Path) -> dict[str, Json]:
     if not saved.sealed(header):
         raise Refused(f"{path} was changed after it was written", fix=AGAIN)
     _check_types(header, path)
-    return dict(header)
+    return header
 
 
 def _check_types(header: Mapping[str, Json], path: Path) -> None:
