@@ -110,6 +110,14 @@ def order(rows: Rows, epoch: int, seed: int) -> Rows:
     return np.random.default_rng([seed, epoch]).permutation(rows)
 
 
+def parts(rows: Rows, batch: int) -> list[Rows]:
+    """Return the global batches of an epoch; a last one of a single sample, which has no variance, joins another."""
+    ends = list(range(batch, len(rows), batch))
+    if ends and batch > 1 and len(rows) - ends[-1] == 1:
+        ends.pop()
+    return np.split(rows, ends)
+
+
 def share(count: int, rank: int, ranks: int) -> slice:
     """Return the slice of a global batch of `count` samples that a rank takes; lengths differ by at most one."""
     return slice(count * rank // ranks, count * (rank + 1) // ranks)

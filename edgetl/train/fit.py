@@ -20,12 +20,12 @@ from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel
 
 from edgetl import store
-from edgetl.errors import Diverged, OutOfResources
+from edgetl.errors import BadInput, Diverged, OutOfResources
 from edgetl.network.network import Network
 from edgetl.recipe.schema import Schedule
 from edgetl.train import checkpoint, precision, record
 from edgetl.train.average import adopt, averaged
-from edgetl.train.batches import Batch, Data, Rows, order, share
+from edgetl.train.batches import Batch, Data, Rows, order, parts, share
 from edgetl.train.lesson import Lesson, Term
 from edgetl.train.mixing import Mixing
 from edgetl.train.normalisation import frozen, norms, recalibrated, shared
@@ -52,7 +52,7 @@ class Loop:
     @property
     def steps(self) -> int:
         """Return the optimizer's steps in one epoch."""
-        return math.ceil(len(self.data.rows("train")) / self.schedule.batch)
+        return len(parts(self.data.rows("train"), self.schedule.batch))
 
     @property
     def ships(self) -> nn.Module:
@@ -76,6 +76,7 @@ def fit(
 
     Raises:
         BadHost: the device does not compute in the schedule's precision.
+        BadInput: batches are too small for batch normalisation.
         Diverged: a loss or a gradient is not finite.
         OutOfResources: the device's memory does not hold a batch.
 
@@ -107,12 +108,20 @@ def _prepared(net: Network, data: Data, terms: Sequence[Term], schedule: Schedul
     spread = DistributedDataParallelKwargs(broadcast_buffers=False)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[spread])
     precision.check(schedule.precision, accelerator.device)
+    _check_samples(net, min(schedule.batch, len(data.rows("train"))), accelerator.num_processes)
     lesson = Lesson(net, terms, DTYPES[schedule.precision])
     wrapped = accelerator.prepare(lesson)
     optimizer = AdamW(_groups(lesson, schedule.weight_decay), lr=schedule.lr)
     stepper = Stepper(optimizer, schedule.clip, schedule.precision, accelerator.device)
     average = None if schedule.ema is None else averaged(net.module, schedule.ema)
     return Loop(accelerator, lesson, wrapped, stepper, average, data, schedule, seed)
+
+
+def _check_samples(net: Network, batch: int, processes: int) -> None:
+    """Check that every process has two samples of a batch, where there are statistics to be taken of them."""
+    if batch < 2 * processes and any(not frozen(layer) for layer in norms(net.module)):
+        problem = f"batch normalisation needs two samples in each of {processes} processes, a batch has {batch}"
+        raise BadInput(problem, fix=f"raise schedule.batch to {2 * processes} or more, or train on more samples")
 
 
 def _finish(loop: Loop, net: Network) -> None:
@@ -141,8 +150,8 @@ def _epoch(loop: Loop, epoch: int) -> dict[str, float]:
     _train_mode(loop.lesson)
     sums: dict[str, float] = {}
     said = time.monotonic()
-    for i in range(loop.steps):
-        logs = _step(loop, rows[i * loop.schedule.batch :][: loop.schedule.batch], epoch * loop.steps + i, draws)
+    for i, part in enumerate(parts(rows, loop.schedule.batch)):
+        logs = _step(loop, part, epoch * loop.steps + i, draws)
         sums = {name: sums.get(name, 0.0) + value for name, value in logs.items()}
         if time.monotonic() - said > SAY_EVERY_S:
             said = time.monotonic()
@@ -189,18 +198,18 @@ def _batch(loop: Loop, rows: Rows, mine: slice, step: int, generator: torch.Gene
 
 def _share_tables(loop: Loop, rows: Rows) -> None:
     """Give every process the rows that the others wrote into the losses' tables in this epoch."""
-    accelerator, batch = loop.accelerator, loop.schedule.batch
+    accelerator = loop.accelerator
     if accelerator.num_processes == 1:
         return
-    parts = [rows[i : i + batch] for i in range(0, len(rows), batch)]
-    own = [p[share(len(p), accelerator.process_index, accelerator.num_processes)] for p in parts]
-    mine, every = (torch.from_numpy(np.concatenate(x)) for x in (own, parts))
+    every = parts(rows, loop.schedule.batch)
+    own = [p[share(len(p), accelerator.process_index, accelerator.num_processes)] for p in every]
+    mine, all_rows = (torch.from_numpy(np.concatenate(x)) for x in (own, every))
     for loss in (term.loss for term in loop.lesson.terms):
         for name in loss.tables:
             table = loss.get_buffer(name)
             written = torch.zeros_like(table)
             written[mine] = table[mine]
-            table[every] = accelerator.reduce(written, reduction="sum")[every]
+            table[all_rows] = accelerator.reduce(written, reduction="sum")[all_rows]
 
 
 def _validate(loop: Loop) -> dict[str, float]:

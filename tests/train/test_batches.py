@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edgetl.examples import Augmentation
 from edgetl.prepare import Prepared
 from edgetl.preprocess import Preprocess, Raw
-from edgetl.train.batches import Data, augmented, order, share, tail
+from edgetl.train.batches import Data, augmented, order, parts, share, tail
 
 NORMALISE = {"op": "normalise", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
 
@@ -99,3 +99,13 @@ def test_ranks_share_a_batch_without_gap_or_overlap(count, ranks):
     parts = [range(count)[share(count, rank, ranks)] for rank in range(ranks)]
     assert [i for part in parts for i in part] == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@given(st.integers(1, 100), st.integers(1, 40))
+def test_the_batches_of_an_epoch_are_all_of_its_rows_and_none_is_of_one_sample(count, size):
+    rows = np.arange(count)
+    found = parts(rows, size)
+    assert np.concatenate(found).tolist() == rows.tolist()
+    assert all(len(part) == size for part in found[:-1])
+    assert len(found[-1]) <= size + 1
+    assert len(found[-1]) > 1 or 1 in (size, count)

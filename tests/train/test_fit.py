@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from edgetl.errors import Diverged
+from edgetl.errors import BadInput, Diverged
 from edgetl.examples import Augmentation
 from edgetl.losses.labels import CrossEntropy
 from edgetl.losses.logits import Divergence
+from edgetl.network.network import create
 from edgetl.recipe.schema import Schedule
 from edgetl.train import checkpoint
 from edgetl.train.batches import Data
@@ -28,6 +29,17 @@ def test_learns_a_separable_task(network, tiny, tmp_path):
     assert logs[-1]["loss"] < logs[0]["loss"]
     assert logs[-1]["validation_accuracy"] > 0.9
     assert not net.module.training
+
+
+def test_a_last_sample_that_has_no_variance_of_its_own_joins_another_batch(tiny, tmp_path):
+    sizes = {"depth": 8, "channels": 4, "stem_stride": 2, "num_channels": 1, "image_size": 8}  # to a map of one place
+    net, rows = create("resnet_cifar", sizes, tiny.labels, 0), len(tiny.rows("train"))
+    schedule = Schedule(epochs=1, batch=rows - 1)
+    (log,) = fit(net, tiny, [Term(CrossEntropy())], schedule, 0, tmp_path)
+    assert math.isfinite(log["loss"])
+    with pytest.raises(BadInput, match="two samples") as caught:
+        fit(net, tiny, [Term(CrossEntropy())], Schedule(epochs=1, batch=1), 0, tmp_path)
+    assert "2 or more" in caught.value.fix
 
 
 @pytest.mark.parametrize("stop", [1, 2])
