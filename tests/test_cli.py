@@ -108,6 +108,16 @@ def test_a_dry_run_says_what_is_there(call: Call, tmp_path: Path) -> None:
     assert [(s["step"], s["finished"]) for s in steps][:2] == [("source", True), ("dense", False)]  # type: ignore[attr-defined]
 
 
+def test_a_dry_run_counts_what_branches_share_once(call: Call) -> None:
+    tleg = "{use: tleg, depth: [1, 2], learn: {epochs: 3}, schedule: {epochs: 1}}"
+    steps = f"steps=[{{use: finetune, name: dense, schedule: {{epochs: 1}}}}, {tleg}]"
+    told = call("run", "tiny.yaml", "--dry-run", "--json", "--set", steps).json()["steps"]
+    first, second = (one["minutes"] for one in told if one["step"] == "tleg")  # type: ignore[attr-defined]
+    assert first == pytest.approx(second * (1.5 * 4 * 3 + 4) / 4)
+    told = call("run", "tiny.yaml", "--dry-run", "--json", "--set", "steps.optin.keep_macs=[0.5, 0.25]").json()["steps"]
+    assert [one["minutes"] > 0 for one in told if one["step"] == "optin"] == [True, False]  # type: ignore[attr-defined]
+
+
 def test_tables_hold_no_colour_and_words_in_brackets_stay(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     ended = call("doctor")

@@ -75,8 +75,11 @@ class Elastic(Step):
 
     def passes(self, rows: int, units: int) -> float:
         """Return about how many forward passes it costs: every step runs three networks; half are narrow."""
-        own = 3.0 * rows * self.schedule.epochs if self.schedule else 0.0
-        return 7.0 * rows * self.learn.epochs + 0.5 * self.samples * units + own
+        return 7.0 * rows * self.learn.epochs + 0.5 * self.samples * units + self.again(rows, units)
+
+    def again(self, rows: int, units: int) -> float:
+        """Return what the training of one width costs."""
+        return 3.0 * rows * self.schedule.epochs if self.schedule else 0.0
 
     def run(self, net: Network, ctx: Context) -> Network:
         """Return the student of one width.

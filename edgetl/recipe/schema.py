@@ -124,6 +124,10 @@ class Step(Strict, ABC):
         schedule = getattr(self, "schedule", None)
         return 3.0 * rows * schedule.epochs if isinstance(schedule, Schedule) else 0.0
 
+    def again(self, rows: int, units: int) -> float:
+        """Return how many of these passes a further branch costs, which shares the rest with the first."""
+        return 0.0 if self.shared else self.passes(rows, units)
+
     def needed(self) -> frozenset[Need]:
         """Return what these settings need of the step's input: `needs`, and what only some of them do."""
         return self.needs

@@ -18,6 +18,7 @@ from edgetl.network.network import Network
 from edgetl.network.saved import source_config
 from edgetl.recipe.branches import Node
 from edgetl.recipe.read import Recipe
+from edgetl.recipe.schema import Step
 from edgetl.types import Json
 
 BYTES_OF_WEIGHT = 4
@@ -74,16 +75,22 @@ def forecast(recipe: Recipe, run: Path) -> Forecast:
     rows = len(examples.y)
     units = sum(group.count for group in net.family.units(net.module))
     steps = []
-    scored: set[str] = set()
+    seen: set[str] = set()
     for node in recipe.nodes:
-        passes = 0.0 if node.step is None else node.step.passes(rows, units)
-        shared = node.step is not None and node.step.shared and f"{node.name}/{_input(node)}" in scored
-        scored.add(f"{node.name}/{_input(node)}")
+        origin = f"{node.name}/{_input(node)}"
+        passes = _passes(node.step, rows, units, again=origin in seen)
+        seen.add(origin)
         there = (run / node.folder / "network.json").is_file()
-        steps.append((node.name, node.branch, there, 0.0 if shared else passes * seconds / 60))
+        steps.append((node.name, node.branch, there, passes * seconds / 60))
     size = cost.parameters(net) * BYTES_OF_WEIGHT
     copies = len(recipe.nodes) + 2 * len(recipe.names())
     return Forecast(steps, recipe.student_names(), recipe.reference.name, copies * size / 1e9, ())
+
+
+def _passes(step: Step | None, rows: int, units: int, *, again: bool) -> float:
+    if step is None:
+        return 0.0
+    return step.again(rows, units) if again else step.passes(rows, units)
 
 
 def _input(node: Node) -> str:

@@ -149,7 +149,11 @@ class Tleg(Step):
     def passes(self, rows: int, units: int) -> float:
         """Return about how many forward passes both stages cost; a teacher adds one to the three of a training step."""
         first = 0.0 if self.learngene else 4.0 * rows * self.learn.epochs * (1.5 if self.init == "auto" else 1)
-        return first + (4.0 * rows * self.schedule.epochs if self.schedule else 0.0)
+        return first + self.again(rows, units)
+
+    def again(self, rows: int, units: int) -> float:
+        """Return what stage 2 costs, which every depth has of its own."""
+        return 4.0 * rows * self.schedule.epochs if self.schedule else 0.0
 
     def run(self, net: Network, ctx: Context) -> Network:
         """Return a student of the depth asked for.
