@@ -51,11 +51,18 @@ SMALL = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
 GPU = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768, "patch_size": 4}
 CASES = {
     "digits": Case("digits", (2, 4, 6), {**SMALL, "patch_size": 2}, None, 797, 16, 12, batch=32),
-    "fashion-mnist": Case("fashion-mnist", (3, 6, 9, 12), {**SMALL, "patch_size": 4}, 600, 10_000, 30, 10),
+    "fashion-mnist": Case("fashion-mnist", (3, 6, 9, 12), {**SMALL, "patch_size": 7}, 600, 10_000, 30, 10, batch=64),
     "cifar10": Case("cifar10", (3, 6, 9, 12), GPU, None, 10_000, 40, 20, batch=512, precision="bf16"),
     "cifar100": Case("cifar100", (3, 6, 9, 12), GPU, None, 10_000, 40, 20, batch=512, precision="bf16"),
 }
-TLEG: Mapping[str, Mapping[str, Any]] = {"tleg_paper": {"mode": "paper"}, "tleg": {}, "sws": {"share": "stagewise"}}
+TLEG: Mapping[str, Mapping[str, Any]] = {
+    "tleg_paper": {"mode": "paper"},
+    "tleg": {},
+    "sws": {"share": "stagewise"},
+    "polynomial": {"share": "polynomial", "order": 3},
+}
+SLOWER = {"polynomial": 0.5}
+"""Of the learning rate in stage 1: a step moves a block by what all of its sets move, and there are more of them."""
 METHODS = ("scratch", "picked", *TLEG)
 TABLES: Mapping[str, tuple[str, ...]] = {"equal": METHODS, "half": ("tleg",)}
 """Rows that see as many images as the students from scratch do all together, and rows that see half as many."""
@@ -138,6 +145,7 @@ class Family:
 
     def _first(self, table: str, method: str) -> Mapping[str, Any]:
         learn = self.case.schedule(self.spent(table, method)[0])
+        learn = learn.model_copy(update={"lr": self.case.lr * SLOWER.get(method, 1.0)})
         stages = min(5, self.case.depths[0] + 1)
         return {"learn": learn.model_dump(), "trial": TRIAL, "stages": stages}
 

@@ -10,7 +10,8 @@ Letters: B samples, R positions, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -76,11 +77,12 @@ def rearranged(found: Mapping[str, NDArray[np.float64]], kept: Kept) -> dict[str
 @torch.no_grad()
 def tuned(dense: Network, kept: Kept, data: Data, seed: int) -> Network:
     """The cut network with a factor for each unit, so that every layer answers as the dense one on its own stream."""
-    groups = dense.family.units(dense.module)
-    net = dense.edit([g.keep(kept[g.name]) for g in groups if len(kept[g.name]) < g.count])
-    samples = list(batches(data, seed))
-    for group in (g for g in groups if kept[g.name]):
-        factors = _factors(dense, net, group, len(kept[group.name]), samples)
+    every = dense.family.units(dense.module)
+    net = dense.edit([g.keep(kept[g.name]) for g in every if len(kept[g.name]) < g.count])
+    groups, samples = [g for g in every if kept[g.name]], list(batches(data, seed))
+    wanted = [_heard(dense, groups, batch) for batch in samples]
+    for group in groups:
+        factors = _factors(net, group, len(kept[group.name]), samples, [heard[group.name] for heard in wanted])
         if float(factors.abs().max()) > MOST:
             break
         gate = net.names().linear(group.gate)
@@ -88,18 +90,31 @@ def tuned(dense: Network, kept: Kept, data: Data, seed: int) -> Network:
     return net
 
 
-def _factors(dense: Network, net: Network, group: Group, count: int, samples: Sequence[Mapping[str, Tensor]]) -> Tensor:
+class Heard(NamedTuple):
+    """What goes into and comes out of a group's gate, and the residual stream that it adds to, at P real positions."""
+
+    given: Tensor  # (P, count x width)
+    gave: Tensor  # (P, D)
+    stream: Tensor  # (P, D)
+
+
+class Enough(Exception):
+    """All that was listened for has been heard: what lies behind it need not run."""
+
+
+def _factors(
+    net: Network, group: Group, count: int, samples: Sequence[Mapping[str, Tensor]], wanted: Sequence[Heard]
+) -> Tensor:
     """The (count,) factors that bring the units' sum closest to what the stream lacks, close to 1 where it is free."""
     weight, bias = (
         p.detach().double() for p in (net.names().linear(group.gate).weight, net.names().linear(group.gate).bias)
     )
     inner, outer = torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
     overlap = weight.T @ weight
-    for batch in samples:
-        real = batch["attention_mask"].bool() if "attention_mask" in batch else ...
-        (_, wanted, before), (given, _, own) = (_heard(n, group, batch) for n in (dense, net))
-        target = (wanted + before - own)[real].flatten(0, -2).double() - bias
-        c = given[real].flatten(0, -2).double()
+    for batch, dense in zip(samples, wanted, strict=True):
+        own = _heard(net, [group], batch)[group.name]
+        target = (dense.gave + dense.stream - own.stream).double() - bias
+        c = own.given.double()
         blocks = (c.T @ c * overlap).reshape(count, group.width, count, group.width)
         inner += blocks.sum(dim=(1, 3))
         outer += (c.T @ target * weight.T).sum(dim=1).reshape(count, group.width).sum(dim=1)
@@ -107,13 +122,32 @@ def _factors(dense: Network, net: Network, group: Group, count: int, samples: Se
     return torch.linalg.solve(inner + ridge * torch.eye(count, dtype=torch.float64), outer + ridge)
 
 
-def _heard(net: Network, group: Group, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Input and output of the group's gate, and the residual stream that it adds to, (B, R, .)."""
-    block = net.family.stages(net.module)[group.stage]
-    layer, side = ("", "given") if group.kind == "heads" else STREAM[net.family.name]
-    with _listening(net.at(group.gate)) as gate, _listening(net.at(f"{block}.{layer}" if layer else block)) as stream:
-        net.logits(batch)
-    return gate["given"], gate["gave"], stream[side]
+def _heard(net: Network, groups: Sequence[Group], batch: Mapping[str, Tensor]) -> dict[str, Heard]:
+    """What is heard of each group; no block behind the last of them runs."""
+    blocks = net.family.stages(net.module)
+    real = batch["attention_mask"].bool() if "attention_mask" in batch else ...
+    heard = {}
+    with ExitStack() as stack:
+        for g in groups:
+            layer, side = ("", "given") if g.kind == "heads" else STREAM[net.family.name]
+            place = f"{blocks[g.stage]}.{layer}" if layer else blocks[g.stage]
+            heard[g.name] = (
+                stack.enter_context(_listening(net.at(g.gate))),
+                stack.enter_context(_listening(net.at(place))),
+                side,
+            )
+        last = net.at(blocks[max(g.stage for g in groups)]).register_forward_hook(_stop)
+        stack.callback(last.remove)
+        with suppress(Enough):
+            net.logits(batch)
+    return {
+        name: Heard(*(part[real].flatten(0, -2) for part in (gate["given"], gate["gave"], stream[side])))
+        for name, (gate, stream, side) in heard.items()
+    }
+
+
+def _stop(_: nn.Module, __: tuple[Tensor, ...], ___: object) -> None:
+    raise Enough
 
 
 @contextmanager
