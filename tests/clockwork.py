@@ -7,12 +7,15 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from edgetl.measure import noise, probing, rounds, throughput
 from edgetl.measure._probe import Job
 from edgetl.measure.instruments import NONE, Instruments
 from edgetl.measure.probing import Sample
+
+if TYPE_CHECKING:
+    import pytest
 
 BRIEF = rounds.Effort(2, 2, 0.02, 20, 45, 0.0, 3, 0.02, 64, 30, False)
 """Two short rounds."""
@@ -36,6 +39,12 @@ def patches() -> Iterator[Patch]:
     yield Patch(rounds, "probe", probe)
     yield Patch(throughput, "probe", probe)
     yield Patch(noise, "state", quiet)
+
+
+def wind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the clock of one test."""
+    for patch in patches():
+        monkeypatch.setattr(*patch)
 
 
 def probe(job: Job, pad: int, timeout_s: float, watch: Instruments = NONE) -> Sample | None:

@@ -91,8 +91,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Maker:
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two short rounds by a clock of the test's own; with the baseline twice in the standard mode."""
-    for patch in clockwork.patches():
-        monkeypatch.setattr(*patch)
+    clockwork.wind(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -86,8 +86,7 @@ def test_static_int8_without_data_is_refused_with_the_way_out(pictures: Case, or
 def test_auto_ships_fp32_unless_another_file_is_proven_faster_and_tells_why(
     pictures: Case, order: Order, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for patch in clockwork.patches():
-        monkeypatch.setattr(*patch)
+    clockwork.wind(monkeypatch)
     order = replace(order, target=Onnx(precision="auto"))
     produce.produce(pictures.net, _trial(pictures), order, _standard(pictures, order, accuracy_drop=5.0))
     manifest = open_bundle(order.folder).manifest

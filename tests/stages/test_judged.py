@@ -72,13 +72,15 @@ def test_export_and_report_exit_3_when_a_gate_is_out_of_reach(
 def test_profile_of_a_run_judges_the_budget_of_its_recipe(
     here: Callable[..., tuple[object, str]], copied: Path, tiny: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for patch in clockwork.patches():
-        monkeypatch.setattr(*patch)
+    clockwork.wind(monkeypatch)
     compress(read(tiny(budgets={"local": {"size_mb": 0.001}})), copied)
     code, said = here("profile", str(copied))
     assert code == 3
     assert "misses size_mb on local: " in said
     assert here("profile", str(copied), "--no-judge")[0] == 0
+    code, said = here("profile", str(copied), "--gate", "p90_ms=0.0001")
+    assert code == 3
+    assert "limit 0.0001" in said
 
 
 @pytest.mark.parametrize(

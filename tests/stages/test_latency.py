@@ -34,11 +34,9 @@ TRAIN = {"use": "finetune", "name": "dense", "schedule": {"epochs": 1}}
 
 
 @pytest.fixture(autouse=True)
-def _brief(monkeypatch: MonkeyPatch, tmp_path: Path) -> None:
-    """Short rounds, a clock and a lock of the test's own."""
-    for patch in clockwork.patches():
-        monkeypatch.setattr(*patch)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def _brief(monkeypatch: MonkeyPatch) -> None:
+    """Short rounds by a clock of the test's own."""
+    clockwork.wind(monkeypatch)
 
 
 @pytest.fixture(scope="module")

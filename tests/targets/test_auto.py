@@ -27,8 +27,7 @@ made_run, copied, tiny = stages.made_run, stages.copied, stages.tiny
 
 @pytest.fixture(autouse=True)
 def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    for patch in clockwork.patches():
-        monkeypatch.setattr(*patch)
+    clockwork.wind(monkeypatch)
 
 
 def rungs_of(bundle: Path) -> list[Json]:
