@@ -34,10 +34,24 @@ class ViTSizes(Sizes):
     patch_size: int | tuple[int, int] = 4
     num_channels: int = Field(3, ge=1, le=256)
     qkv_bias: bool = True
+    pooling: Literal["cls", "mean"] = "cls"  # what the classifier reads: the class token, or the mean of the patches
 
     def image(self) -> tuple[int, int]:
         """Return height and width in pixels."""
         return _pair(self.image_size)
+
+
+class MeanNorm(nn.LayerNorm):
+    """The last norm, which leaves the mean of the patches where the classifier reads the class token."""
+
+    def __init__(self, norm: nn.LayerNorm, others: int) -> None:
+        super().__init__(norm.normalized_shape, norm.eps)
+        self.others = others  # tokens before the patches
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the normalised (B, N, D), the first token replaced."""
+        normed = super().forward(hidden)
+        return torch.cat([normed[:, self.others :].mean(1, keepdim=True), normed[:, 1:]], dim=1)
 
 
 def _layouts() -> tuple[Layout, ...]:
@@ -77,7 +91,7 @@ def _layout(prefix: str, block: str, *, new: bool) -> Layout:
 
 
 class HFViT(Transformer):
-    """`ViTForImageClassification` and `DeiTForImageClassification`, the answer read from the class token."""
+    """`ViTForImageClassification` and `DeiTForImageClassification`, by default read from the class token."""
 
     name = "hf_vit"
     data = "image"
@@ -94,7 +108,8 @@ class HFViT(Transformer):
                     f"{self.name}: image_size {sizes.image_size} is no multiple of patch_size {sizes.patch_size}",
                     fix="choose an image_size of whole patches, at most 8192 pixels",
                 )
-        return complete(sizes, labels)
+        found = complete(sizes, labels)
+        return found if sizes.pooling == "mean" else {k: v for k, v in found.items() if k != "pooling"}
 
     def _from_folder(self, source: str, labels: int) -> dict[str, Json]:
         folder = locate(source)
@@ -123,13 +138,16 @@ class HFViT(Transformer):
         """Return the module with weights from torch's current random state, in eval mode, uncut."""
         import transformers
 
-        values = {k: v for k, v in config.items() if k not in {"model_type", "num_labels"}}
+        values = {k: v for k, v in config.items() if k not in {"model_type", "num_labels", "pooling"}}
         deit = config["model_type"] == "deit"
         sizes = (transformers.DeiTConfig if deit else transformers.ViTConfig)(
             **values, num_labels=config["num_labels"], attn_implementation="sdpa"
         )
         kind = transformers.DeiTForImageClassification if deit else transformers.ViTForImageClassification
-        module = cast(nn.Module, kind(sizes)).eval()
+        vit = cast("ViTForImageClassification", kind(sizes))
+        if config.get("pooling") == "mean":
+            vit.base_model.layernorm = MeanNorm(vit.base_model.layernorm, 1 + deit)
+        module = cast(nn.Module, vit).eval()
         initialise(live(self, module), config["initializer_range"])
         return module
 
@@ -148,7 +166,12 @@ class HFViT(Transformer):
         return cast(Tensor, vit.classifier(vit.base_model.layernorm(hidden)[:, 0]))
 
     def tokens(self, module: nn.Module) -> tuple[int, ...]:
-        """Return the numbers of patches; the class token, and that of a DeiT's teacher, never merge."""
+        """Return the numbers of patches; the class token, and that of a DeiT's teacher, never merge.
+
+        Empty where the classifier reads the mean of the patches: merged ones would count as one.
+        """
+        if isinstance(live(self, module).at("norm"), MeanNorm):
+            return ()
         return counts(names := live(self, module), _settings(module, names).protected)
 
     def merge(self, module: nn.Module, layer: int, r: int) -> None:

@@ -143,6 +143,26 @@ def test_padding_does_not_change_a_mean_pooled_answer():
     torch.testing.assert_close(short, long)
 
 
+@pytest.mark.parametrize(("kind", "others"), [("vit", 1), ("deit", 2)])
+def test_a_mean_pooled_vit_answers_from_its_patches(tmp_path, kind, others):
+    net = create("hf_vit", {**TINY, **IMAGE, "model_type": kind, "pooling": "mean"}, ["a", "b"], seed=0)
+    assert net.config["pooling"] == "mean"
+    heard = []
+    net.at(net.family.stages(net.module)[-1]).register_forward_hook(lambda *call: heard.append(call[-1]))
+    answer = net.logits(net.family.example(net.config, 3))
+    hidden = heard[0][0] if isinstance(heard[0], tuple) else heard[0]
+    norm, head = net.at("norm"), net.at("head")
+    patches = torch.nn.functional.layer_norm(hidden, norm.normalized_shape, norm.weight, norm.bias, norm.eps)[
+        :, others:
+    ]
+    torch.testing.assert_close(answer, head(patches.mean(1)))
+    torch.testing.assert_close(net.family.finish(net.module, hidden, {}), answer)
+    save(net, tmp_path / "net")
+    back = load(tmp_path / "net")
+    torch.testing.assert_close(back.logits(net.family.example(net.config, 3)), answer)
+    assert "pooling" not in create("hf_vit", {**TINY, **IMAGE, "pooling": "cls"}, ["a", "b"], seed=0).config
+
+
 def test_a_tokenizer_is_made_from_a_vocabulary(bert, monkeypatch):
     folder, _ = bert
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))

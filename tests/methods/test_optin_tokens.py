@@ -145,6 +145,12 @@ def test_without_a_share_no_token_merges(net, context):
     assert not any(isinstance(edit, MergeTokens) for edit in cut.edits)
 
 
+def test_tokens_whose_mean_is_read_do_not_merge(context):
+    net = create("hf_vit", {**SIZES, "pooling": "mean"}, ("left", "middle", "right"), seed=0)
+    with pytest.raises(BadInput, match="reads the mean of all patches"):
+        Optin(keep_macs=0.6, token_share=0.5, samples=8).run(net, context())
+
+
 def test_a_merging_network_trains_on_with_adapters(net, context, tmp_path):
     merging = net.edit([MergeTokens(0, 5)])
     trained = Lora(use="lora", rank=2, schedule=Schedule(epochs=1, lr=1e-2)).run(merging.copy(), context())

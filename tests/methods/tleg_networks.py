@@ -15,6 +15,7 @@ VIT = {"image_size": 8, "patch_size": 4, "num_channels": 1, "hidden_size": 16, "
 BERT = {"vocab_size": 32, "max_position_embeddings": 8, "hidden_size": 16, "num_attention_heads": 2}
 KINDS = {
     "cls, norm before": ("hf_vit", VIT),
+    "mean, norm before": ("hf_vit", {**VIT, "pooling": "mean"}),
     "mean, norm behind": ("hf_bert", {**BERT, "pooling": "mean"}),
     "cls, norm behind": ("hf_bert", {**BERT, "pooling": "cls"}),
 }

@@ -167,6 +167,9 @@ class Optin(Step):
         """Return the merges that save the tokens' share of the MACs to save, none where tokens are no units."""
         if not self.token_share or self.keep_macs is None:
             return ()
+        if not net.family.tokens(net.module):
+            problem = f"{self.name or self.use}: the classifier reads the mean of all patches, so none may merge"
+            raise BadInput(problem, fix="leave token_share out, or use a network that reads its class token")
         self._check_samples(len(ctx.data.rows("train")))
         planned = Sampling(self.samples, self.tokens, self.batch, seed=0)
         batch = fitting(memory(net, groups, ctx.data, planned), self.batch, self.memory_mb * 1e6)
