@@ -17,6 +17,7 @@ from torch import nn
 from edgetl.methods.optin import Optin
 from edgetl.methods.optin.bill import Bill, macs, weights
 from edgetl.methods.optin.compensate import Sample, compensated, fit
+from edgetl.methods.optin.passing import Passing
 from edgetl.methods.optin.sampling import Sampling, distortions
 from edgetl.methods.optin.search import counts, fill
 from edgetl.methods.optin.terms import divergence
@@ -238,7 +239,7 @@ def test_a_fit_is_never_worse_on_what_it_was_fitted_to(family, seed, ridge):
             path = group.gate if cut.names().has(group.gate) else group.place
             if isinstance(cut.at(path), nn.Identity):
                 continue
-            change = fit(dense, cut, group, [batch], ridge)
+            change = fit(Passing(dense, [batch]), Passing(cut, [batch]), group, 1, ridge)
             target = answer(dense, path)[:, left.get(group.gate, slice(None))]
             before = (answer(cut, path) - target).square().sum()
             if change.weight is not None:
@@ -254,7 +255,7 @@ def test_a_fit_without_ridge_is_the_least_squares_solution_of_the_patches():
     cut = dense.edit([group.keep([0, 2])])
     batch = data("resnet_cifar").batch(np.arange(N))
     with torch.no_grad():
-        change = fit(dense, cut, group, [batch], 1e-12)
+        change = fit(Passing(dense, [batch]), Passing(cut, [batch]), group, 1, 1e-12)
         read: list[torch.Tensor] = []
         answers = []
         for net in (cut, dense):

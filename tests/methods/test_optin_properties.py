@@ -34,6 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from edgetl.errors import OutOfResources
 from edgetl.methods.optin import Optin, fast
 from edgetl.methods.optin.compensate import Sample, compensated, fit
+from edgetl.methods.optin.passing import Passing
 from edgetl.methods.optin.sampling import Memory, Sampling, distortions, fitting, gates, memory, recorded
 from edgetl.methods.optin.score import Distortion, combined, record, score, silent
 from edgetl.methods.optin.terms import Draw, divergence, manifold_distance
@@ -241,7 +242,7 @@ def test_a_fit_is_never_worse_on_what_it_was_fitted_to(family, shape, seed):
 
     with torch.no_grad():
         for group in groups(dense):
-            change = fit(dense, cut, group, [batch], 1e-3)
+            change = fit(Passing(dense, [batch]), Passing(cut, [batch]), group, 1, 1e-3)
             target, (c, answer) = heard(dense, group.gate)[1], heard(cut, group.gate)
             fitted = answer + change.bias
             if change.weight is not None:
@@ -255,6 +256,16 @@ def test_nothing_is_fitted_where_nothing_is_cut(family):
     net = network(family)
     same = compensated(net, net.copy(), data(family), Sample(N, 5, 0), 1e-3)
     assert same.digest == net.digest
+
+
+@families
+def test_states_that_are_not_held_are_computed_again_and_equal(family):
+    dense = network(family)
+    held, again = (
+        compensated(dense, some_cut(dense, 1), data(family), Sample(N, 5, 0, limit), 1e-3)
+        for limit in (float("inf"), 0.0)
+    )
+    assert held.digest == again.digest
 
 
 @families
@@ -308,7 +319,7 @@ def test_padding_has_no_part_in_a_fit():
     cut, batch = some_cut(dense, 1), data("hf_bert").batch(np.arange(N))
     padded = {k: torch.cat([batch[k], torch.zeros(N, 4, dtype=torch.long)], 1) for k in ("input_ids", "attention_mask")}
     group = next(g for g in groups(dense) if g.name in {h.name for h in groups(cut)})
-    one, other = (fit(dense, cut, group, [b], 1e-3) for b in (batch, padded))
+    one, other = (fit(Passing(dense, [b]), Passing(cut, [b]), group, 1, 1e-3) for b in (batch, padded))
     assert torch.allclose(one.weight, other.weight, rtol=1e-3, atol=1e-4)
     assert torch.allclose(one.bias, other.bias, rtol=1e-3, atol=1e-4)
 

@@ -182,7 +182,7 @@ class Optin(Step):
         if self.compensate == "none":
             return cut
         count = min(self.compensation_samples, len(ctx.data.rows("train")))
-        sample = Sample(count, self.batch, ctx.seed)
+        sample = Sample(count, self.batch, ctx.seed, self.memory_mb * 1e6)
         return compensated(net, cut, ctx.data, sample, self.ridge)
 
     def _check_groups(self, net: Network, groups: Sequence[Group]) -> None:

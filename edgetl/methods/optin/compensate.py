@@ -20,8 +20,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -31,9 +30,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgetl.errors import Diverged
+from edgetl.methods.optin.passing import Passing
 from edgetl.methods.optin.sampling import batches, by_length, placed
 from edgetl.methods.optin.terms import divergence
-from edgetl.methods.optin.trajectory import flat, log_p, valid
+from edgetl.methods.optin.trajectory import flat, valid
 from edgetl.network.edits import Keep
 from edgetl.network.family import Group
 from edgetl.network.names import Live
@@ -51,11 +51,11 @@ PATCHES = 8_000_000
 
 @dataclass(frozen=True)
 class Calibration:
-    """Samples on a device, and what the dense network answers."""
+    """The same samples on their way through both networks."""
 
-    fitted: tuple[Mapping[str, Tensor], ...]
-    judging: tuple[Mapping[str, Tensor], ...]
-    answers: tuple[Tensor, ...]  # log-probabilities (B, labels) of both, in order
+    dense: Passing
+    cut: Passing
+    fitted: int  # batches that layers are fitted on, the first ones; the others only judge
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class Sample:
     count: int
     batch: int  # in one forward
     seed: int
+    limit: float = math.inf  # bytes of states that are held on the way
 
 
 @torch.no_grad()
@@ -96,11 +97,11 @@ def compensated(dense: Network, cut: Network, data: Data, sample: Sample, ridge:
     groups = [g for g in dense.family.units(dense.module) if _path(names, g) is not None]
     groups.sort(key=lambda g: (g.stage, g.kind != "heads"))
     with placed(dense.module, cut.module) as device:
-        calibration = _calibration(dense, data, sample, device)
-        before = least = _errors(cut, calibration)
+        calibration = _calibration((dense, cut), data, sample, device)
+        before = least = _errors(calibration, calibration.cut.log_p)
         taken = 0
         for group in groups:
-            errors = _improved(dense, cut, group, calibration, least, ridge)
+            errors = _improved(calibration, group, least, ridge)
             taken += errors is not None
             least = errors or least
     said = "optin: least squares: %d of %d layers fitted, divergence from the dense answers %.3g -> %.3g"
@@ -108,20 +109,22 @@ def compensated(dense: Network, cut: Network, data: Data, sample: Sample, ridge:
     return replace(cut)  # with no digest of the weights it had before
 
 
-def fit(dense: Network, cut: Network, group: Group, inputs: Sequence[Mapping[str, Tensor]], ridge: float) -> Fit:
-    """Return how the layer that carries the group's units changes by least squares on these inputs."""
-    names = cut.names()
+def fit(dense: Passing, cut: Passing, group: Group, count: int, ridge: float) -> Fit:
+    """Return how the layer that carries the group's units changes by least squares on the first batches."""
+    names = cut.net.names()
     path = _path(names, group) or group.gate
-    whole, gate = dense.at(path), names.at(path)
+    whole, gate = dense.net.at(path), names.at(path)
     width = _width(gate)
-    outputs = _outputs(dense, cut, group)
+    outputs = _outputs(dense.net, cut.net, group)
+    for way in (dense, cut):
+        way.to(group.stage)
     biased = _offset(names, group) is not None
     gram: Tensor | float = 0.0
     cross: Tensor | float = 0.0
-    for batch in inputs:
-        target, (given, answer) = _heard(dense, whole, batch)[1], _heard(cut, gate, batch)
+    for i in range(count):
+        target, (given, answer) = dense.heard(i, whole)[1], cut.heard(i, gate)
         target = target if outputs is None else target[:, outputs]
-        for read, missed in _rows(gate, given, target - answer, valid(batch, answer.shape)):
+        for read, missed in _rows(gate, given, target - answer, valid(cut.inputs[i], answer.shape)):
             c = torch.cat([read, read.new_ones(len(read), 1)], dim=1) if biased else read
             gram = gram + c.T @ c
             cross = cross + c.T @ missed
@@ -182,11 +185,12 @@ def _rows(gate: nn.Module, given: Tensor, missed: Tensor, rows: Tensor) -> Itera
 
 
 def _improved(
-    dense: Network, cut: Network, group: Group, calibration: Calibration, least: tuple[float, float], ridge: float
+    calibration: Calibration, group: Group, least: tuple[float, float], ridge: float
 ) -> tuple[float, float] | None:
     """Fit one layer and return the network's errors; None: they are not smaller, and the layer is as it was."""
-    change = fit(dense, cut, group, calibration.fitted, ridge)
-    names = cut.names()
+    cut = calibration.cut
+    change = fit(calibration.dense, cut, group, calibration.fitted, ridge)
+    names = cut.net.names()
     moves: list[tuple[Tensor, Tensor]] = []
     if change.weight is not None:
         moves.append((names.at(group.gate).get_parameter("weight"), change.weight))
@@ -195,7 +199,7 @@ def _improved(
     old = [tensor.clone() for tensor, _ in moves]
     for tensor, move in moves:
         tensor.add_(move)
-    errors = _errors(cut, calibration)
+    errors = _errors(calibration, [cut.answers(i) for i in range(len(cut.inputs))])
     if errors[0] < least[0] and errors[1] <= least[1]:
         return errors
     for (tensor, _), before in zip(moves, old, strict=True):
@@ -203,34 +207,21 @@ def _improved(
     return None
 
 
-def _calibration(dense: Network, data: Data, sample: Sample, device: torch.device) -> Calibration:
+def _calibration(nets: tuple[Network, Network], data: Data, sample: Sample, device: torch.device) -> Calibration:
     rows = np.random.default_rng(sample.seed).choice(data.rows("train"), size=sample.count, replace=False)
     parts = np.split(rows, [max(1, math.floor(FITTED * len(rows)))])
     fitted, judging = (tuple(batches(data, by_length(data, p), sample.batch, device)) for p in parts)
-    return Calibration(fitted, judging, tuple(log_p(dense.logits(b)) for b in (*fitted, *judging)))
+    dense, cut = (Passing(net, (*fitted, *judging), sample.limit / 2) for net in nets)
+    return Calibration(dense, cut, len(fitted))
 
 
-def _errors(cut: Network, calibration: Calibration) -> tuple[float, float]:
+def _errors(calibration: Calibration, answers: Sequence[Tensor]) -> tuple[float, float]:
     """Return KL(dense || cut) summed over all samples, and over the judging ones."""
-    every = (*calibration.fitted, *calibration.judging)
-    each = [divergence(p, log_p(cut.logits(b))) for b, p in zip(every, calibration.answers, strict=True)]
+    each = [divergence(p, q) for p, q in zip(calibration.dense.log_p, answers, strict=True)]
     total = math.fsum(each)
     if not math.isfinite(total):
         raise Diverged(
             "the network without its least important units gives values that are not finite",
             fix="train the step before optin with a lower learning rate",
         )
-    return total, math.fsum(each[len(calibration.fitted) :])
-
-
-def _heard(net: Network, layer: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the (B, T, C) input and the (B, T, D) output of a layer in one forward."""
-    heard: list[tuple[Tensor, Tensor]] = []
-
-    def hear(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-        heard.append((args[0], out))
-
-    with ExitStack() as stack:
-        stack.callback(layer.register_forward_hook(hear).remove)
-        net.logits(batch)
-    return heard[0]
+    return total, math.fsum(each[calibration.fitted :])
