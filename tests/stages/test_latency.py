@@ -122,7 +122,7 @@ def test_a_run_that_was_stopped_while_it_measured_neither_measures_nor_scores_ag
 ) -> None:
     monkeypatch.setitem(rounds.EFFORTS, "quick", replace(rounds.EFFORTS["quick"], rounds=5, most=5, window_s=0.1))
     recipe, run = read(tiny(**model())), tmp_path / "run"
-    for sets in (1, 5):  # within the tables, and when the scores are there
+    for sets in (1, 3):  # within the tables, and when the scores are there
         calls.stop, before = sets, times(run / "shared")
         with pytest.raises(KeyboardInterrupt):
             compress(recipe, run)
