@@ -7,6 +7,12 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# The same examples everywhere, at any speed; new ones: pytest --hypothesis-profile explore
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("explore", max_examples=1000, deadline=None)
+settings.load_profile("same")
 
 
 @pytest.fixture(autouse=True)
