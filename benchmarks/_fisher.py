@@ -80,7 +80,7 @@ def tuned(dense: Network, kept: Kept, data: Data, seed: int) -> Network:
     every = dense.family.units(dense.module)
     net = dense.edit([g.keep(kept[g.name]) for g in every if len(kept[g.name]) < g.count])
     groups, samples = [g for g in every if kept[g.name]], list(batches(data, seed))
-    wanted = [_heard(dense, groups, batch) for batch in samples]
+    wanted = [{name: h.gave + h.stream for name, h in _heard(dense, groups, batch).items()} for batch in samples]
     for group in groups:
         factors = _factors(net, group, len(kept[group.name]), samples, [heard[group.name] for heard in wanted])
         if float(factors.abs().max()) > MOST:
@@ -103,7 +103,7 @@ class Enough(Exception):
 
 
 def _factors(
-    net: Network, group: Group, count: int, samples: Sequence[Mapping[str, Tensor]], wanted: Sequence[Heard]
+    net: Network, group: Group, count: int, samples: Sequence[Mapping[str, Tensor]], wanted: Sequence[Tensor]
 ) -> Tensor:
     """The (count,) factors that bring the units' sum closest to what the stream lacks, close to 1 where it is free."""
     weight, bias = (
@@ -113,7 +113,7 @@ def _factors(
     overlap = weight.T @ weight
     for batch, dense in zip(samples, wanted, strict=True):
         own = _heard(net, [group], batch)[group.name]
-        target = (dense.gave + dense.stream - own.stream).double() - bias
+        target = (dense - own.stream).double() - bias
         c = own.given.double()
         blocks = (c.T @ c * overlap).reshape(count, group.width, count, group.width)
         inner += blocks.sum(dim=(1, 3))
