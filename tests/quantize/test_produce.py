@@ -23,6 +23,8 @@ from edgetl.targets.onnx import Onnx
 from tests import clockwork
 from tests.quantize.conftest import Case
 
+pytestmark = pytest.mark.xdist_group("quantize")  # what the fixtures train and export is made once
+
 
 @pytest.fixture
 def order(pictures: Case, tmp_path: Path) -> Order:

@@ -18,6 +18,8 @@ from edgetl.recipe.schema import Material
 from edgetl.targets.onnx import FILE, Onnx
 from tests.quantize.conftest import Case
 
+pytestmark = pytest.mark.xdist_group("quantize")  # what the fixtures train and export is made once
+
 BROKEN = "patch/Conv"
 
 
