@@ -27,13 +27,14 @@ class Passing:
         self.net = net
         self.inputs = tuple(inputs)
         self.stage = 0
-        self._blocks = {path: net.at(path) for path in net.family.stages(net.module)}
+        blocks = {path: net.at(path) for path in net.family.stages(net.module)}
+        self._blocks = tuple(blocks.values())
         self._calls: list[tuple[Call, ...]] = []
         self._held: list[Tensor] | None = []
         self.log_p: list[Tensor] = []  # (B, labels) float64 of every batch, before anything changed
         size = 0
         for batch in self.inputs:
-            heard = listen(net.module, net.family, self._blocks, batch)
+            heard = listen(net.module, net.family, blocks, batch)
             self._calls.append(heard.calls)
             self.log_p.append(log_p(heard.logits))
             size += BYTES * max(shape.numel() for shape in (heard.entry.shape, *heard.shapes))
@@ -42,11 +43,10 @@ class Passing:
 
     def to(self, stage: int) -> None:
         """Go on to a block; those behind it are left as they are."""
-        for z in range(self.stage, stage):
-            block = self._block(z)
-            for i, hidden in enumerate(self._held or ()):
-                assert self._held is not None
-                self._held[i] = self._calls[i][z](block, hidden)
+        if self._held is not None:
+            for z in range(self.stage, stage):
+                for i, calls in enumerate(self._calls):  # in place: what is held stays within the limit
+                    self._held[i] = calls[z](self._blocks[z], self._held[i])
         self.stage = stage
 
     def heard(self, i: int, layer: nn.Module) -> tuple[Tensor, Tensor]:
@@ -60,18 +60,15 @@ class Passing:
         with ExitStack() as stack:
             stack.callback(layer.register_forward_hook(hear).remove)
             stack.enter_context(suppress(Enough))
-            self._calls[i][self.stage](self._block(self.stage), self._hidden(i))
+            self._calls[i][self.stage](self._blocks[self.stage], self._hidden(i))
         return found[0]
 
     def answers(self, i: int) -> Tensor:
         """Return the (B, labels) log-probabilities of a batch in float64."""
         hidden = self._hidden(i)
         for z in range(self.stage, len(self._blocks)):
-            hidden = self._calls[i][z](self._block(z), hidden)
+            hidden = self._calls[i][z](self._blocks[z], hidden)
         return log_p(self.net.family.finish(self.net.module, hidden, self.inputs[i]))
-
-    def _block(self, z: int) -> nn.Module:
-        return list(self._blocks.values())[z]
 
     def _hidden(self, i: int) -> Tensor:
         """Return what the block reads."""
@@ -84,7 +81,7 @@ class Passing:
             raise Enough
 
         with ExitStack() as stack:
-            stack.callback(self._block(self.stage).register_forward_pre_hook(stop).remove)
+            stack.callback(self._blocks[self.stage].register_forward_pre_hook(stop).remove)
             stack.enter_context(suppress(Enough))
             self.net.family.logits(self.net.module, self.inputs[i])
         return found[0]
