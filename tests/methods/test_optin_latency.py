@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,6 +39,8 @@ BASE, HEAD, ATTENTION, NEURON = 0.4, 0.05, 0.03, 0.004
 
 TABLES = 3
 """How many sets of networks the tables of this network are measured in."""
+
+FEED_FORWARD = ("ffn.up", "ffn.down")
 
 Replay = Callable[..., Measurement]
 Clock = Callable[[Mapping[str, int]], float]
@@ -256,11 +259,40 @@ def test_the_same_measurements_give_the_same_cut(net, timed):
     assert first.digest == second.digest
 
 
-@pytest.mark.parametrize("more", [{"search": "fast"}, {"compensate": "least_squares", "compensation_samples": 32}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"worth": "joint"},
+        {"worth": "joint", "search": "fast", "rounds": 2},
+        {"search": "fast"},
+        {"compensate": "least_squares", "compensation_samples": 32},
+    ],
+)
 def test_the_options_of_the_method_keep_the_limit_too(net, timed, more):
     ctx, _ = timed()
     cut = step(share=0.6).model_copy(update=more).run(net, ctx)
     assert additive(counts(cut)) <= 0.6 * additive(counts(net))
+
+
+def test_units_that_undo_each_other_are_worth_nothing_together(net, timed):
+    """One by one they are worth most: what they add up to is in no single score."""
+    with torch.no_grad():
+        up, down = (net.at(f"layers.1.{name}") for name in FEED_FORWARD)
+        up.weight[1::2], up.bias[1::2] = up.weight[::2], up.bias[::2]
+        down.weight[:, ::2] *= 30
+        down.weight[:, 1::2] = -down.weight[:, ::2]
+    kept = {}
+    for worth in ("additive", "joint"):
+        cut = step(share=0.6).model_copy(update={"worth": worth}).run(net, timed()[0])
+        kept[worth] = counts(cut).get("layers.1.neurons", 0)
+    assert kept["additive"] > 0 == kept["joint"]
+
+
+def test_what_layers_lose_is_measured_once_for_all_limits_of_a_step(net, timed):
+    ctx, _ = timed()
+    for share in (0.7, 0.6):
+        step(share=share).model_copy(update={"worth": "joint"}).run(net, ctx)
+    assert len(list(Path(ctx.work).rglob("joint.npz"))) == 1
 
 
 def test_without_a_run_nothing_is_measured(net, context):

@@ -27,7 +27,7 @@ Decisions where these are silent, disagree or err:
 - `search: fast`, taken for networks of many units: see fast.py. All units are ranked by gradients, and those near the
   cut scored exactly.
 Options that stay off until they are asked for:
-- `max_latency`: the budget is time on a device, see latency.py and limit.py; `keep_params`: it is weights.
+- `max_latency`: the budget is time on a device, see latency.py, limit.py and joint.py; `keep_params`: it is weights.
 - `token_share`: tokens are the third unit, see tokens.py. The paper's "tau" has them, its "beta" and the default not.
 """
 
@@ -51,9 +51,11 @@ from edgetl.methods.optin import bill, fast, limit, stored, tokens
 from edgetl.methods.optin.bill import Bill
 from edgetl.methods.optin.compensate import Sample, compensated
 from edgetl.methods.optin.evidence import EVIDENCE
+from edgetl.methods.optin.joint import together
 from edgetl.methods.optin.sampling import Sampling, distortions, fitting, gates, memory, recorded
 from edgetl.methods.optin.score import Distortion, combined, score
 from edgetl.methods.optin.search import fill
+from edgetl.methods.optin.units import check, groups_of
 from edgetl.network import cost
 from edgetl.network.edits import MergeTokens
 from edgetl.network.family import Group
@@ -65,7 +67,7 @@ log = logging.getLogger("edgetl")
 
 KEEP = 0.6
 BUDGETS = ("keep_macs", "keep_params", "max_latency")
-PAPER: Mapping[str, Any] = {"lambda_c": 0.1, "search": "exact", "rounds": 1, "compensate": "none"}
+PAPER: Mapping[str, Any] = {"lambda_c": 0.1, "search": "exact", "rounds": 1, "compensate": "none", "worth": "additive"}
 """What goes with `score: paper` where nothing else is asked for."""
 
 MANY = 2000
@@ -92,6 +94,7 @@ class Optin(Step):
     compensation_samples: int = Field(512, ge=2)  # training samples to fit with, or all there are; labels unused
     ridge: float = Field(1e-3, gt=0)  # pull of a fit to the weights as cut, as a share of the mean squared input
     multiple: int = Field(1, ge=1)  # keep neurons and channels in multiples of this: 16 is what a CPU's kernels like
+    worth: Literal["joint", "additive"] = "joint"  # of a layer's units, for max_latency: tried together, or summed up
     memory_mb: float = Field(4000, gt=0)  # most memory for scoring beyond the weights; the batch is split to keep it
 
     cuts: ClassVar[bool] = True
@@ -147,8 +150,8 @@ class Optin(Step):
             GateMissed: no cut that was measured keeps the limit on the latency.
 
         """
-        groups = _groups(net)
-        self._check_groups(net, groups)
+        groups = groups_of(net)
+        check(self.name or self.use, net, groups)
         if self.max_latency is not None:
             return self._within(net, ctx, self.max_latency)
         merges = self._merges(net, groups, ctx)
@@ -171,9 +174,7 @@ class Optin(Step):
             problem = f"{self.name or self.use}: the classifier reads the mean of all patches, so none may merge"
             raise BadInput(problem, fix="leave token_share out, or use a network that reads its class token")
         self._check_samples(len(ctx.data.rows("train")))
-        planned = Sampling(self.samples, self.tokens, self.batch, seed=0)
-        batch = fitting(memory(net, groups, ctx.data, planned), self.batch, self.memory_mb * 1e6)
-        found = tokens.distortion(net, ctx, replace(planned, batch=batch))
+        found = tokens.distortion(net, ctx, self._sampling(net, groups, ctx.data))
         saved = math.ceil(self.token_share * (1 - self.keep_macs) * cost.macs(net))
         return tokens.merges(net, self._scores({"tokens": found})["tokens"], saved)
 
@@ -184,18 +185,6 @@ class Optin(Step):
         count = min(self.compensation_samples, len(ctx.data.rows("train")))
         sample = Sample(count, self.batch, ctx.seed, self.memory_mb * 1e6)
         return compensated(net, cut, ctx.data, sample, self.ridge)
-
-    def _check_groups(self, net: Network, groups: Sequence[Group]) -> None:
-        if not groups:
-            raise BadInput(
-                f"{self.name or self.use}: family '{net.family.name}' has no heads, neurons or channels to cut",
-                fix="use another method for this backbone, or a family such as hf_vit or hf_resnet",
-            )
-        if any(isinstance(edit, MergeTokens) for edit in net.edits):
-            raise BadInput(
-                f"{self.name or self.use}: the network merges tokens already, and units behind a merge are not scored",
-                fix="cut heads and neurons in the step that merges tokens, or before it",
-            )
 
     def _bill(self, net: Network, ctx: Context) -> Bill:
         """Return what a network costs, in what the budget counts."""
@@ -228,9 +217,12 @@ class Optin(Step):
         self._check_samples(len(ctx.data.rows("train")))
         table, cut = goal.table, net
         for number, share in enumerate(self._shares(goal.share), 1):
-            groups = [g for g in _groups(cut) if g.name in table.times]
+            groups = [g for g in groups_of(cut) if g.name in table.times]
             found = self._scored(cut, groups, table.prices(groups), table.budget(share), ctx)
-            pick = partial(limit.choose, groups, self._scores(found), table, multiple=self.multiple)
+            ways = limit.ways(groups, self._scores(found), table, self.multiple)
+            if self.worth == "joint":
+                ways = together(cut, groups, ways, ctx, self._sampling(cut, groups, ctx.data))
+            pick = partial(limit.choose, ways, table)
             if number < self.rounds:
                 cut = cut.edit(limit.trimmed(groups, pick(share)))
             else:
@@ -248,7 +240,7 @@ class Optin(Step):
 
     def _cut(self, net: Network, budget: int, merges: Sequence[MergeTokens], ctx: Context) -> Network:
         """Return a copy with as many of its best units as the budget pays for at the prices behind the merges."""
-        groups, costs = _groups(net), self._bill(net.edit(merges), ctx)
+        groups, costs = groups_of(net), self._bill(net.edit(merges), ctx)
         if budget >= costs.units:
             return net.copy()
         scores = self._scores(self._scored(net, groups, costs.prices, budget, ctx))
@@ -268,39 +260,40 @@ class Optin(Step):
         self, net: Network, groups: Sequence[Group], prices: Mapping[str, int], budget: int, ctx: Context
     ) -> dict[str, Distortion]:
         """Return the distortions of all units; exact ones are computed once for all branches of this step."""
-        planned = Sampling(self.samples, self.tokens, self.batch, seed=0)
         exact = self._exact(sum(g.count for g in groups))
-        needed = memory(net, groups, ctx.data, planned, graph=not exact)
-        batch = fitting(needed, self.batch, self.memory_mb * 1e6)
+        planned = self._sampling(net, groups, ctx.data, graph=not exact)
 
         def make(folder: Path, seed: int) -> None:
-            log.info("scores: about %s", needed.told(batch))
-            sampling = replace(planned, batch=batch, seed=seed)
+            sampling = replace(planned, seed=seed)
             if exact:
                 found = distortions(net, groups, ctx.data, sampling)
             else:
                 found = self._fast(net, prices, budget, ctx.data, sampling)
             stored.write(folder, found)
 
-        parts = {"network": net, "samples": self.samples, "tokens": self.tokens, "batch": batch}
+        parts = {"network": net, "samples": self.samples, "tokens": self.tokens, "batch": planned.batch}
         if not exact:  # what is scored exactly depends on where the cut is
             parts |= {"rescore": self.rescore, "score": self.score, "lambda_c": self.lambda_c, "budget": budget}
         return stored.read(ctx.once("optin-scores", parts, make), groups)
+
+    def _sampling(self, net: Network, groups: Sequence[Group], data: Data, *, graph: bool = False) -> Sampling:
+        """Return what units are scored on, in batches that keep the limit of memory."""
+        planned = Sampling(self.samples, self.tokens, self.batch, seed=0)
+        needed = memory(net, groups, data, planned, graph=graph)
+        batch = fitting(needed, self.batch, self.memory_mb * 1e6)
+        log.info("scores: about %s", needed.told(batch))
+        return replace(planned, batch=batch)
 
     def _fast(
         self, net: Network, prices: Mapping[str, int], budget: int, data: Data, sampling: Sampling
     ) -> dict[str, Distortion]:
         """Return estimated distortions, exact ones near the cut."""
-        groups = _groups(net)
+        groups = groups_of(net)
         with recorded(net, data, sampling) as trajectory:
             rough = fast.estimate(trajectory, groups, gates(net, groups), sampling.seed)
             chosen = fast.near(groups, self._scores(rough), prices, budget, self.rescore)
             log.info("scores: %d of %d units exactly", sum(map(len, chosen.values())), sum(g.count for g in groups))
             return fast.merged(groups, rough, score(trajectory, groups, gates(net, groups), chosen), chosen)
-
-
-def _groups(net: Network) -> tuple[Group, ...]:
-    return tuple(g for g in net.family.units(net.module) if g.kind in ("heads", "neurons", "channels"))
 
 
 PLUGIN = Optin

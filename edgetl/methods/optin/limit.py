@@ -69,6 +69,24 @@ class Goal:
         return Interval(time.value / unit, time.low / unit, time.high / unit)
 
 
+@dataclass(frozen=True)
+class Ways:
+    """How many units a group may keep: the options that one is chosen from."""
+
+    order: NDArray[np.int64]  # units, the most important first
+    counts: tuple[int, ...]  # that may stay, ascending, the most important
+    values: NDArray[np.float64]  # what each option is worth
+    times: NDArray[np.float64]  # what it takes beyond the first, as a share of the uncut network's time
+
+    def kept(self, option: int) -> tuple[int, ...]:
+        """Return the units of an option."""
+        return tuple(sorted(int(u) for u in self.order[: self.counts[option]]))
+
+    def lost(self, count: int) -> tuple[int, ...]:
+        """Return the units that are gone where so many are kept."""
+        return tuple(int(u) for u in self.order[count:])
+
+
 def goal(step: str, limit: MaxLatency, device: Device, net: Network, ctx: Context) -> Goal:
     """Measure the tables of a network's groups on a device, and check that the limit can be reached there.
 
@@ -91,23 +109,27 @@ def goal(step: str, limit: MaxLatency, device: Device, net: Network, ctx: Contex
     return made
 
 
-def choose(
-    groups: Sequence[Group], scores: Mapping[str, NDArray[np.float64]], table: Table, share: float, multiple: int = 1
-) -> dict[str, tuple[int, ...]]:
-    """Return the units to keep by group for the largest sum of scores whose predicted time is within a share.
+def ways(
+    groups: Sequence[Group], scores: Mapping[str, NDArray[np.float64]], table: Table, multiple: int = 1
+) -> dict[str, Ways]:
+    """Return how each group may be cut, by its name, worth the sum of the scores of the units that stay.
 
     Neurons and channels are kept in multiples of `multiple`, or none or all of a group's.
     """
-    options = [_options(g, table, multiple) for g in groups]
-    order = [np.argsort(-scores[g.name], kind="stable") for g in groups]
-    totals = [np.concatenate([np.zeros(1), np.cumsum(scores[g.name][o])]) for g, o in zip(groups, order, strict=True)]
-    values = [total[list(counts)] for total, counts in zip(totals, options, strict=True)]
-    times = [table.at(g.name, counts) for g, counts in zip(groups, options, strict=True)]
-    picked = knapsack(values, times, share - table.fixed)
-    return {
-        g.name: tuple(sorted(int(u) for u in o[: counts[i]]))
-        for g, o, counts, i in zip(groups, order, options, picked, strict=True)
-    }
+    found = {}
+    for group in groups:
+        counts = _options(group, table, multiple)
+        order = np.argsort(-scores[group.name], kind="stable")
+        totals = np.concatenate([np.zeros(1), np.cumsum(scores[group.name][order])])
+        found[group.name] = Ways(order, counts, totals[list(counts)], table.at(group.name, counts))
+    return found
+
+
+def choose(ways: Mapping[str, Ways], table: Table, share: float) -> dict[str, tuple[int, ...]]:
+    """Return the units to keep by group that are worth most, all together, within a share of the time as predicted."""
+    every = list(ways.values())
+    picked = knapsack([w.values for w in every], [w.times for w in every], share - table.fixed)
+    return {name: w.kept(option) for (name, w), option in zip(ways.items(), picked, strict=True)}
 
 
 def _options(group: Group, table: Table, multiple: int) -> tuple[int, ...]:

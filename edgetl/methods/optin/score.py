@@ -117,7 +117,7 @@ def record(
     places = (*(f"block {name}" for name in blocks), "the classifier")
     for place, values in zip(places, (*points, torch.cat(answers)), strict=True):
         if not torch.isfinite(values).all():
-            raise _diverged(place)
+            raise diverged(place)
     if not all(torch.allclose(b.log_p, q, rtol=1e-4, atol=1e-4) for b, q in zip(batches, answers, strict=True)):
         raise BadInput(
             f"the blocks of family '{family.name}' do not follow one another directly, so optin cannot score them",
@@ -252,7 +252,7 @@ def _chunks(
                 rows = [distort(dense.trajectory, group.stage, hidden)]
         for unit, row in zip(some, rows, strict=True):
             if not np.isfinite(row).all():
-                raise _diverged(f"the network without unit {unit} of {group.name}")
+                raise diverged(f"the network without unit {unit} of {group.name}")
         yield rows
 
 
@@ -281,7 +281,8 @@ def _stacked(
     return list(zip(np.where(moved, manifold, 0).tolist(), np.where(moved, output, 0).tolist(), strict=True))
 
 
-def _diverged(what: str) -> Diverged:
+def diverged(what: str) -> Diverged:
+    """Return the error that something gives values that are not finite."""
     return Diverged(
         f"{what} gives values that are not finite", fix="train the step before optin with a lower learning rate"
     )

@@ -102,16 +102,16 @@ def contributions(gate: nn.Module, given: Tensor, gave: Tensor, group: Group, un
         each = F.conv2d(given[:, entries], weight, None, gate.stride, gate.padding, gate.dilation, count)
         return each.reshape(len(gave), count, *gave.shape[1:]).transpose(0, 1)
     axis = unit_axis(gate)
-    return torch.stack([gave - gate(_zeroed(given, axis, group, unit)) for unit in units])
+    return torch.stack([gave - gate(_zeroed(given, axis, group, [unit])) for unit in units])
 
 
 @contextmanager
-def silent(gate: nn.Module, group: Group, unit: int) -> Iterator[None]:
-    """Zero one unit's slice of the gate's input while open."""
+def silent(gate: nn.Module, group: Group, *units: int) -> Iterator[None]:
+    """Zero these units' slices of the gate's input while open."""
     axis = unit_axis(gate)
 
     def zero(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (_zeroed(args[0], axis, group, unit), *args[1:])
+        return (_zeroed(args[0], axis, group, units), *args[1:])
 
     handle = gate.register_forward_pre_hook(zero)
     try:
@@ -125,9 +125,10 @@ def unit_axis(gate: nn.Module) -> int:
     return 1 if isinstance(gate, nn.Conv2d) else -1
 
 
-def _zeroed(given: Tensor, axis: int, group: Group, unit: int) -> Tensor:
+def _zeroed(given: Tensor, axis: int, group: Group, units: Sequence[int]) -> Tensor:
     x = given.clone()
-    x.narrow(axis, unit * group.width, group.width).zero_()
+    for unit in units:
+        x.narrow(axis, unit * group.width, group.width).zero_()
     return x
 
 
