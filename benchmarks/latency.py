@@ -14,45 +14,38 @@ A row that was disturbed is measured again by the next run of the same command.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
-from _networks import answered, trained
+from _networks import answered
 from _results import Row, finished, host, keep
+from _timed import RECIPE, RUNS, Made, by_table, code, prepared
 from repeatability import cell, subject
 
-from edgetl import intervals, store
-from edgetl.dataset import open_data
-from edgetl.device import Device, probe
+from edgetl import intervals
 from edgetl.measure import summary
-from edgetl.measure.measurement import Measurement
 from edgetl.measure.rounds import Bench, Effort, Samples, interleave, pinned
 from edgetl.methods.optin import Optin
 from edgetl.methods.optin.latency import Table, measured, sizes
+from edgetl.methods.optin.units import groups_of
 from edgetl.network import cost
-from edgetl.network.network import Network, create, load
-from edgetl.recipe.load import find
-from edgetl.recipe.read import read
-from edgetl.recipe.schema import Context, MaxLatency
+from edgetl.network.network import Network, create
+from edgetl.recipe.schema import MaxLatency
 from edgetl.stages import latency
-from edgetl.stages.compress import compress
-from edgetl.train.batches import Data
 
 ROOT = Path(__file__).parents[1]
-RUNS = ROOT / "runs" / "benchmarks"
 RESULT = Path(__file__).parent / "results" / "latency.json"
-RECIPE = "vit-fashion-mnist"
 HELD_OUT, QUICK_HELD_OUT = 20, 4
 SHARES, QUICK_SHARES = (0.8, 0.65, 0.5, 0.35), (0.5,)
 KEEPS, QUICK_KEEPS = (0.5, 0.4, 0.3), (0.4,)
@@ -60,7 +53,6 @@ LEFT, QUICK_LEFT = (0.5, 0.3), ()
 DEIT_TINY = {"image_size": 28, "patch_size": 2, "num_channels": 1, "hidden_size": 192, "num_hidden_layers": 12,
              "num_attention_heads": 3, "intermediate_size": 768}  # fmt: skip
 """Its 197 tokens come from smaller patches of smaller images."""
-TOGETHER = 4
 EFFORT = Effort(7, 7, 0, math.inf, math.inf, 0.2, 3, 1.0, 64, 10.0, steady=False)
 SAMPLES, ROUNDED = 64, 5
 MINUTES, QUICK_MINUTES = 20, 5
@@ -70,15 +62,6 @@ AIMED = ("max_latency", "as fast as keep_macs", "DeiT-Tiny")
 DISTURBED = 0.05
 """Relative half-width of an interval from which on the row is measured again."""
 COLUMNS = ("MACs", "predicted", "CPU time / uncut", "wall time / uncut", "speed-up / MACs saved", "points lost")
-
-
-class Made(NamedTuple):
-    """The uncut network and all that is measured with."""
-
-    net: Network
-    context: Context
-    device: Device
-    timing: latency.Bench
 
 
 def main() -> None:
@@ -111,36 +94,9 @@ def jobs(made: Made, table: Table, *, quick: bool) -> Iterator[tuple[str, str, C
         yield "max_latency", f"{share:g}", partial(limited, made, share)
     for share in QUICK_KEEPS if quick else KEEPS:
         yield "keep_macs", f"{share:g}", partial(shrunk, made, share)
-        yield "as fast as keep_macs", f"{share:g}", partial(as_fast, made, share)
+        yield "as fast as keep_macs", f"{share:g}", partial(as_fast, made, table, share)
     for share in QUICK_LEFT if quick else LEFT:
         yield "DeiT-Tiny", f"{share:g}", partial(larger, made, share)
-
-
-def prepared(root: Path, *, quick: bool) -> Made:
-    """The network, trained where it is not there yet, and a context like that of a run."""
-    folder, given = RUNS / ("latency-quick" if quick else "latency"), [f"data.root={root}"]
-    recipe = read(find(RECIPE), [*given, "steps=[]", "reference=source"])
-    if quick:
-        net, data = load(next(iter(compress(recipe, folder).values()))), Data(open_data(recipe, folder)[1])
-    else:
-        net, data = trained(RECIPE, given, 0, RUNS / "optin" / f"{RECIPE}-0")
-    torch.set_num_threads(1)
-    scratch = folder / "timing"
-    timing = latency.Bench(recipe.targets[0], latency.trial(data, 32), scratch, folder / "shared", folder / ".old")
-    shared = partial(once, folder / "shared", data)
-    context = Context(data, 0, scratch, lambda _: net, shared, partial(timed, timing))
-    return Made(net, context, probe(), timing)
-
-
-def timed(timing: latency.Bench, networks: Sequence[Network], device: Device) -> list[Measurement]:
-    return latency.latencies(networks, device, timing)
-
-
-def once(shared: Path, data: Data, what: str, parts: Mapping[str, Any], make: Callable[[Path, int], None]) -> Path:
-    """What all cuts share, as a run keeps it."""
-    plain = {k: v.digest if isinstance(v, Network) else v for k, v in parts.items()}
-    key = store.digest([what, plain, data.digest, code()])
-    return store.made_once(shared / f"{what}-{key[:16]}", key, lambda out: make(out, 0), shared / ".old")
 
 
 def held_out(made: Made, table: Table, seed: int) -> Row:
@@ -169,19 +125,22 @@ def shrunk(made: Made, share: float) -> Row:
     return {**compared(made, cut, seed=round(1000 * share)), **accuracy(cut, made)}
 
 
-def as_fast(made: Made, share: float) -> Row:
-    """The cut for the time that one for a share of the MACs takes, and the points that it keeps more than others."""
+def as_fast(made: Made, table: Table, share: float) -> Row:
+    """The cut for the time that one for a share of the MACs takes, and the points that it keeps more than others.
+
+    All by the clock of the tables, so that no disturbance decides which cut had more time; its time is then measured.
+    """
+    clock = made._replace(context=replace(made.context, measure=partial(by_table, table)))
     peer = Optin(samples=SAMPLES, keep_macs=share).run(made.net, made.context)
-    seed = round(1000 * share)
-    took = compared(made, peer, seed)["cpu"]["ratio"]
-    cut, additive = (within(made, took, worth) for worth in ("joint", "additive"))
+    took = table.predict({g.name: g.count for g in groups_of(peer)})
+    cut, additive = (within(clock, took, worth) for worth in ("joint", "additive"))
     right = answered(cut, made.context.data)
     others = {"over_macs": peer, "over_additive": additive}
     gains = {
         name: points(intervals.paired_difference(right, answered(net, made.context.data)))
         for name, net in others.items()
     }
-    return {"limit": took, **compared(made, cut, seed), **accuracy(cut, made), **gains}
+    return {"limit": round(took, ROUNDED), **compared(made, cut, round(1000 * share)), **accuracy(cut, made), **gains}
 
 
 def within(made: Made, share: float, worth: Literal["joint", "additive"] = "joint") -> Network:
@@ -229,12 +188,6 @@ def compared(made: Made, cut: Network, seed: int) -> Row:
 
 def ratios(samples: Samples, *, cpu: bool) -> intervals.Interval:
     return intervals.geometric_mean(summary.ratios(samples["base"], samples["other"], cpu=cpu))
-
-
-def code() -> str:
-    """What the rows are made by."""
-    folder = Path(sys.modules[Optin.__module__].__file__ or "").parent
-    return hashlib.sha256(store.source_digest(folder).encode()).hexdigest()[:16]
 
 
 def conditions(made: Made, quick: bool) -> Row:

@@ -27,7 +27,8 @@ Decisions where these are silent, disagree or err:
 - `search: fast`, taken for networks of many units: see fast.py. All units are ranked by gradients, and those near the
   cut scored exactly.
 Options that stay off until they are asked for:
-- `max_latency`: the budget is time on a device, see latency.py, limit.py and joint.py; `keep_params`: it is weights.
+- `max_latency`: the budget is time on a device, see latency.py and limit.py; there a layer's units are worth what they
+  are together, see joint.py, measured by benchmarks/latency.py. `keep_params`: the budget is weights.
 - `token_share`: tokens are the third unit, see tokens.py. The paper's "tau" has them, its "beta" and the default not.
 """
 

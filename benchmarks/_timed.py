@@ -1,0 +1,86 @@
+"""The network of `latency.py`, and what times it: this machine's CPU, or its tables."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from _networks import trained
+
+from edgetl import store
+from edgetl.dataset import open_data
+from edgetl.device import Device, probe
+from edgetl.measure.measurement import Comparison, Measurement
+from edgetl.methods.optin import Optin
+from edgetl.methods.optin.latency import Table
+from edgetl.methods.optin.units import groups_of
+from edgetl.network.network import Network, load
+from edgetl.recipe.load import find
+from edgetl.recipe.read import read
+from edgetl.recipe.schema import Context
+from edgetl.stages import latency
+from edgetl.stages.compress import compress
+from edgetl.train.batches import Data
+
+RUNS = Path(__file__).parents[1] / "runs" / "benchmarks"
+RECIPE = "vit-fashion-mnist"
+
+
+class Made(NamedTuple):
+    """The uncut network and all that is measured with."""
+
+    net: Network
+    context: Context
+    device: Device
+    timing: latency.Bench
+
+
+def prepared(root: Path, *, quick: bool) -> Made:
+    """The network, trained where it is not there yet, and a context like that of a run."""
+    folder, given = RUNS / ("latency-quick" if quick else "latency"), [f"data.root={root}"]
+    recipe = read(find(RECIPE), [*given, "steps=[]", "reference=source"])
+    if quick:
+        net, data = load(next(iter(compress(recipe, folder).values()))), Data(open_data(recipe, folder)[1])
+    else:
+        net, data = trained(RECIPE, given, 0, RUNS / "optin" / f"{RECIPE}-0")
+    torch.set_num_threads(1)
+    scratch = folder / "timing"
+    timing = latency.Bench(recipe.targets[0], latency.trial(data, 32), scratch, folder / "shared", folder / ".old")
+    shared = partial(once, folder / "shared", data)
+    context = Context(data, 0, scratch, lambda _: net, shared, partial(timed, timing))
+    return Made(net, context, probe(), timing)
+
+
+def timed(timing: latency.Bench, networks: Sequence[Network], device: Device) -> list[Measurement]:
+    return latency.latencies(networks, device, timing)
+
+
+def once(shared: Path, data: Data, what: str, parts: Mapping[str, Any], make: Callable[[Path, int], None]) -> Path:
+    """What all cuts share, as a run keeps it."""
+    plain = {k: v.digest if isinstance(v, Network) else v for k, v in parts.items()}
+    key = store.digest([what, plain, data.digest, code()])
+    return store.made_once(shared / f"{what}-{key[:16]}", key, lambda out: make(out, 0), shared / ".old")
+
+
+def by_table(table: Table, networks: Sequence[Network], _: Device) -> list[Measurement]:
+    """What tables predict, as if it had been measured."""
+    dense, found = table.dense, [table.dense]
+    for net in networks[1:]:
+        share = table.predict({g.name: g.count for g in groups_of(net)})
+        rounds = [share * ms for ms in dense.latency.rounds_cpu_time_p50_ms]
+        times = dense.latency.model_copy(update={"rounds_cpu_time_p50_ms": rounds})
+        ratio = Comparison(baseline="uncut", baseline_sha256="0" * 64, quantity="cpu_time_p50", ratio=share,
+                           low=share, high=share, rounds=len(rounds))  # fmt: skip
+        found.append(dense.model_copy(update={"latency": times, "comparison": ratio}))
+    return found
+
+
+def code() -> str:
+    """What the rows are made by."""
+    folder = Path(sys.modules[Optin.__module__].__file__ or "").parent
+    return hashlib.sha256(store.source_digest(folder).encode()).hexdigest()[:16]
