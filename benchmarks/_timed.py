@@ -1,4 +1,4 @@
-"""The network of `latency.py`, and what times it: this machine's CPU, or its tables."""
+"""Networks under a limit in milliseconds, and what times them: this machine's CPU, or its tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from _networks import trained
 
 from edgetl import store
 from edgetl.dataset import open_data
@@ -22,13 +21,14 @@ from edgetl.methods.optin.units import groups_of
 from edgetl.network.network import Network, load
 from edgetl.recipe.load import find
 from edgetl.recipe.read import read
-from edgetl.recipe.schema import Context
+from edgetl.recipe.schema import Context, Target
 from edgetl.stages import latency
 from edgetl.stages.compress import compress
 from edgetl.train.batches import Data
 
 RUNS = Path(__file__).parents[1] / "runs" / "benchmarks"
 RECIPE = "vit-fashion-mnist"
+TRAINED, UNTRAINED = "steps=[{use: finetune, name: dense, schedule: {epochs: 1, lr: 1.5e-3, batch: 128}}]", "steps=[]"
 
 
 class Made(NamedTuple):
@@ -41,16 +41,19 @@ class Made(NamedTuple):
 
 
 def prepared(root: Path, *, quick: bool) -> Made:
-    """The network, trained where it is not there yet, and a context like that of a run."""
-    folder, given = RUNS / ("latency-quick" if quick else "latency"), [f"data.root={root}"]
-    recipe = read(find(RECIPE), [*given, "steps=[]", "reference=source"])
-    if quick:
-        net, data = load(next(iter(compress(recipe, folder).values()))), Data(open_data(recipe, folder)[1])
-    else:
-        net, data = trained(RECIPE, given, 0, RUNS / "optin" / f"{RECIPE}-0")
+    """The network, trained for one epoch or not at all, where it is not there yet."""
+    folder = RUNS / ("latency-quick" if quick else "latency")
+    steps = [UNTRAINED, "reference=source"] if quick else [TRAINED]
+    recipe = read(find(RECIPE), [f"data.root={root}", *steps])
+    net = load(next(iter(compress(recipe, folder).values())))
+    return made(net, Data(open_data(recipe, folder)[1]), recipe.targets[0], folder)
+
+
+def made(net: Network, data: Data, target: Target, folder: Path) -> Made:
+    """A network with a context like that of a run."""
     torch.set_num_threads(1)
     scratch = folder / "timing"
-    timing = latency.Bench(recipe.targets[0], latency.trial(data, 32), scratch, folder / "shared", folder / ".old")
+    timing = latency.Bench(target, latency.trial(data, 32), scratch, folder / "shared", folder / ".old")
     shared = partial(once, folder / "shared", data)
     context = Context(data, 0, scratch, lambda _: net, shared, partial(timed, timing))
     return Made(net, context, probe(), timing)

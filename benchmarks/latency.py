@@ -1,12 +1,11 @@
 """Pruning under a limit in milliseconds: how well tables predict, whether limits hold, what a saved MAC is worth.
 
-The ViT of the recipe `vit-fashion-mnist` as `optin.py` trains it (with `--quick` untrained: no time depends on weights,
+The ViT of the recipe `vit-fashion-mnist`, trained for one epoch (with `--quick` not at all: no time depends on weights,
 only which units OPTIN takes), on this machine's CPU at one thread. Networks with random numbers of heads and neurons,
 none of which the tables have seen, are exported and timed beside the uncut one in fresh processes, interleaved; so are
-the cuts that OPTIN makes for a `max_latency` and for a share of the MACs, and those for a `max_latency` of what a cut
-for MACs takes, to see which keeps more accuracy in the same time. A ViT with the transformer of DeiT-Tiny, untrained,
-evenly cut, tells what is due to the network's size. All ratios are of CPU time; those of wall time stand beside them.
-A row that was disturbed is measured again by the next run of the same command.
+the cuts that OPTIN makes for a `max_latency` and for a share of the MACs. A ViT with the transformer of DeiT-Tiny,
+untrained and evenly cut, tells what is due to the network's size. All ratios are of CPU time; those of wall time stand
+beside them. A row that was disturbed is measured again by the next run of the same command.
 
     python benchmarks/latency.py --fashion-mnist DIR
 """
@@ -21,16 +20,14 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from _networks import answered
 from _results import Row, finished, host, keep
-from _timed import RECIPE, RUNS, Made, by_table, code, prepared
+from _timed import RECIPE, RUNS, Made, code, prepared
 from repeatability import cell, subject
 
 from edgetl import intervals
@@ -38,7 +35,6 @@ from edgetl.measure import summary
 from edgetl.measure.rounds import Bench, Effort, Samples, interleave, pinned
 from edgetl.methods.optin import Optin
 from edgetl.methods.optin.latency import Table, measured, sizes
-from edgetl.methods.optin.units import groups_of
 from edgetl.network import cost
 from edgetl.network.network import Network, create
 from edgetl.recipe.schema import MaxLatency
@@ -57,7 +53,7 @@ EFFORT = Effort(7, 7, 0, math.inf, math.inf, 0.2, 3, 1.0, 64, 10.0, steady=False
 SAMPLES, ROUNDED = 64, 5
 MINUTES, QUICK_MINUTES = 20, 5
 LARGEST_ERROR, LEAST_WORTH, MOST_MACS = 3.0, 0.85, 0.5
-AIMED = ("max_latency", "as fast as keep_macs", "DeiT-Tiny")
+AIMED = ("max_latency", "DeiT-Tiny")
 """Rows whose saved MACs are to become time; a cut for a share of the MACs does not know of times."""
 DISTURBED = 0.05
 """Relative half-width of an interval from which on the row is measured again."""
@@ -94,7 +90,6 @@ def jobs(made: Made, table: Table, *, quick: bool) -> Iterator[tuple[str, str, C
         yield "max_latency", f"{share:g}", partial(limited, made, share)
     for share in QUICK_KEEPS if quick else KEEPS:
         yield "keep_macs", f"{share:g}", partial(shrunk, made, share)
-        yield "as fast as keep_macs", f"{share:g}", partial(as_fast, made, table, share)
     for share in QUICK_LEFT if quick else LEFT:
         yield "DeiT-Tiny", f"{share:g}", partial(larger, made, share)
 
@@ -125,27 +120,8 @@ def shrunk(made: Made, share: float) -> Row:
     return {**compared(made, cut, seed=round(1000 * share)), **accuracy(cut, made)}
 
 
-def as_fast(made: Made, table: Table, share: float) -> Row:
-    """The cut for the time that one for a share of the MACs takes, and the points that it keeps more than others.
-
-    All by the clock of the tables, so that no disturbance decides which cut had more time; its time is then measured.
-    """
-    clock = made._replace(context=replace(made.context, measure=partial(by_table, table)))
-    peer = Optin(samples=SAMPLES, keep_macs=share).run(made.net, made.context)
-    took = table.predict({g.name: g.count for g in groups_of(peer)})
-    cut, additive = (within(clock, took, worth) for worth in ("joint", "additive"))
-    right = answered(cut, made.context.data)
-    others = {"over_macs": peer, "over_additive": additive}
-    gains = {
-        name: points(intervals.paired_difference(right, answered(net, made.context.data)))
-        for name, net in others.items()
-    }
-    return {"limit": round(took, ROUNDED), **compared(made, cut, round(1000 * share)), **accuracy(cut, made), **gains}
-
-
-def within(made: Made, share: float, worth: Literal["joint", "additive"] = "joint") -> Network:
-    asked = MaxLatency(device="local", share=share)
-    return Optin(samples=SAMPLES, max_latency=asked, worth=worth).run(made.net, made.context)
+def within(made: Made, share: float) -> Network:
+    return Optin(samples=SAMPLES, max_latency=MaxLatency(device="local", share=share)).run(made.net, made.context)
 
 
 def larger(made: Made, share: float) -> Row:
@@ -198,7 +174,7 @@ def conditions(made: Made, quick: bool) -> Row:
         "provider": "CPUExecutionProvider",
         "batch": 1,
         "dtype": "float32",
-        "model": f"ViT of {RECIPE}, {'untrained' if quick else 'trained'}",
+        "model": f"ViT of {RECIPE}, {'untrained' if quick else 'one epoch'}",
         "network_sha256": made.net.digest,
         "rounds": EFFORT.rounds,
         "window_s": EFFORT.window_s,
@@ -229,10 +205,6 @@ def targets(rows: Sequence[Row], now: Row) -> list[Row]:
         met = whole["max_latency"] and kept == len(cuts)
         name = "cuts for a max_latency that keep it when they are measured once more"
         found.append({"name": name, "goal": len(cuts), "value": kept, "low": None, "high": None, "met": met})
-    for row in of["as fast as keep_macs"]:
-        for other, gain in (("keep_macs", row["over_macs"]), ("worth: additive", row["over_additive"])):
-            name = f"in the time of keep_macs {row['name']}, points that max_latency keeps more than {other}"
-            found.append({"name": name, "goal": 0, **gain, "met": gain["low"] > 0})
     for row in (row for kind in AIMED for row in of[kind] if row["macs"] <= MOST_MACS):
         name = f"speed-up over MACs saved at {row['kind']} {row['name']} ({row['macs']:.2f} of the MACs), lower end"
         value = row["worth"]

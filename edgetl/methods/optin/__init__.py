@@ -27,8 +27,9 @@ Decisions where these are silent, disagree or err:
 - `search: fast`, taken for networks of many units: see fast.py. All units are ranked by gradients, and those near the
   cut scored exactly.
 Options that stay off until they are asked for:
-- `max_latency`: the budget is time on a device, see latency.py and limit.py; there a layer's units are worth what they
-  are together, see joint.py, measured by benchmarks/latency.py. `keep_params`: the budget is weights.
+- `max_latency`: the budget is time on a device, see latency.py and limit.py; `keep_params`: it is weights.
+- `worth: joint`: under `max_latency` a layer's units are worth what they are together, see joint.py. It keeps more in
+  deep cuts and less in shallow ones: benchmarks/optin_worth.py.
 - `token_share`: tokens are the third unit, see tokens.py. The paper's "tau" has them, its "beta" and the default not.
 """
 
@@ -68,7 +69,7 @@ log = logging.getLogger("edgetl")
 
 KEEP = 0.6
 BUDGETS = ("keep_macs", "keep_params", "max_latency")
-PAPER: Mapping[str, Any] = {"lambda_c": 0.1, "search": "exact", "rounds": 1, "compensate": "none", "worth": "additive"}
+PAPER: Mapping[str, Any] = {"lambda_c": 0.1, "search": "exact", "rounds": 1, "compensate": "none"}
 """What goes with `score: paper` where nothing else is asked for."""
 
 MANY = 2000
@@ -95,7 +96,9 @@ class Optin(Step):
     compensation_samples: int = Field(512, ge=2)  # training samples to fit with, or all there are; labels unused
     ridge: float = Field(1e-3, gt=0)  # pull of a fit to the weights as cut, as a share of the mean squared input
     multiple: int = Field(1, ge=1)  # keep neurons and channels in multiples of this: 16 is what a CPU's kernels like
-    worth: Literal["joint", "additive"] = "joint"  # of a layer's units, for max_latency: tried together, or summed up
+    worth: Literal["additive", "joint"] = (
+        "additive"  # of a layer's units, for max_latency: summed up, or tried together
+    )
     memory_mb: float = Field(4000, gt=0)  # most memory for scoring beyond the weights; the batch is split to keep it
 
     cuts: ClassVar[bool] = True
