@@ -35,6 +35,7 @@ from edgetl.losses.labels import Labels
 from edgetl.losses.logits import Logits
 from edgetl.methods.tleg import fleet, learngene
 from edgetl.methods.tleg.auxiliary import Auxiliary
+from edgetl.methods.tleg.evidence import EVIDENCE
 from edgetl.methods.tleg.expansion import Form, Sharing
 from edgetl.methods.tleg.fleet import DepthFor
 from edgetl.methods.tleg.learn import FIRST, Lessons, Plan, learn, tuned
@@ -42,7 +43,7 @@ from edgetl.methods.tleg.learngene import Learngene, expand
 from edgetl.methods.tleg.start import Init, check
 from edgetl.network.network import Network
 from edgetl.recipe.objective import Losses, Objective, check_mixed
-from edgetl.recipe.schema import Branches, Context, Need, Schedule, Step, Teacher
+from edgetl.recipe.schema import Branches, Context, Measured, Need, Schedule, Step, Teacher
 from edgetl.train import record
 from edgetl.train.course import Course, terms
 from edgetl.train.fit import fit
@@ -85,6 +86,7 @@ class Tleg(Step):
     shared: ClassVar[bool] = True
     predicts: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({"trained"})
+    measured: ClassVar[Mapping[str, tuple[Measured, ...]]] = EVIDENCE
 
     @model_validator(mode="before")
     @classmethod
