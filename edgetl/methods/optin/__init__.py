@@ -96,9 +96,7 @@ class Optin(Step):
     compensation_samples: int = Field(512, ge=2)  # training samples to fit with, or all there are; labels unused
     ridge: float = Field(1e-3, gt=0)  # pull of a fit to the weights as cut, as a share of the mean squared input
     multiple: int = Field(1, ge=1)  # keep neurons and channels in multiples of this: 16 is what a CPU's kernels like
-    worth: Literal["additive", "joint"] = (
-        "additive"  # of a layer's units, for max_latency: summed up, or tried together
-    )
+    worth: Literal["additive", "joint"] = "additive"  # of a layer's units in max_latency: summed up, or tried together
     memory_mb: float = Field(4000, gt=0)  # most memory for scoring beyond the weights; the batch is split to keep it
 
     cuts: ClassVar[bool] = True
