@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _distill_images import AS_READ, Images, context, percent, trained
-from _results import Row
+from _distill_images import AS_READ, Images, context, trained
+from _results import Row, percent
 
 from edgetl.evaluate import calibration_error
 from edgetl.network.network import create

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _results import Row
+from _results import Row, percent
 from numpy.typing import NDArray
 from optin_cnn import CLASSES, decoded
 
@@ -231,10 +231,6 @@ def measured(images: Images, row: str, settings: Mapping[str, Any], views: int, 
     told["views"] = told["epochs"] * told["views_a_sample"] * len(data.rows("train"))
     score = {"n": len(y), "accuracy": percent(right.mean()), "ece": percent(calibration_error(logits, y))}
     return {**told, **score}
-
-
-def percent(share: float) -> float:
-    return round(100 * float(share), 2)
 
 
 def wanted(sets: Sequence[str], seeds: int, *, options: bool) -> Iterator[tuple[str, str, str, int]]:

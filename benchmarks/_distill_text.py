@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from _distill_images import context
-from _results import Row
+from _results import Row, points
 from numpy.typing import NDArray
 
 from edgetl import intervals, store
@@ -127,10 +127,6 @@ def judged(net: Network, data: Data, file: Path, teacher: Path | None = None) ->
 
 def lost(teacher: Path, right: NDArray[np.bool_]) -> Interval:
     return intervals.paired_difference(np.load(teacher), right)
-
-
-def points(interval: Interval) -> Row:
-    return {key: round(100 * getattr(interval, key), 2) for key in ("value", "low", "high")}
 
 
 def text_targets(rows: Sequence[Row], runs: Path) -> list[Row]:

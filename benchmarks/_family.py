@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from _distill_images import Images, context, percent
-from _results import Row
+from _distill_images import Images, context
+from _results import Row, percent
 
 from edgetl import plugins
 from edgetl.methods.finetune import Finetune

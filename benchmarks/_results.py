@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from edgetl.intervals import Interval
 from edgetl.machine import cpu_model, usable_cpus
 
 Row = dict[str, Any]
@@ -22,6 +23,15 @@ def host(packages: Iterable[str]) -> Row:
         "python": ".".join(map(str, sys.version_info[:3])),
         **{name: version(name) for name in packages},
     }
+
+
+def percent(share: float) -> float:
+    return round(100 * float(share), 2)
+
+
+def points(share: Interval, digits: int = 2) -> Row:
+    """A difference of shares in points, with the ends of its interval."""
+    return {end: round(100 * getattr(share, end), digits) for end in ("value", "low", "high")}
 
 
 def finished(out: Path, now: Row) -> list[Row]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,11 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from edgetl import store
+from edgetl import plugins, store
 from edgetl.dataset import open_data
 from edgetl.device import Device, probe
 from edgetl.measure.measurement import Comparison, Measurement
-from edgetl.methods.optin import Optin
 from edgetl.methods.optin.latency import Table
 from edgetl.methods.optin.units import groups_of
 from edgetl.network.network import Network, load
@@ -66,24 +63,23 @@ def timed(timing: latency.Bench, networks: Sequence[Network], device: Device) ->
 def once(shared: Path, data: Data, what: str, parts: Mapping[str, Any], make: Callable[[Path, int], None]) -> Path:
     """What all cuts share, as a run keeps it."""
     plain = {k: v.digest if isinstance(v, Network) else v for k, v in parts.items()}
-    key = store.digest([what, plain, data.digest, code()])
+    key = store.digest([what, plain, data.digest, plugins.digest("methods", "optin")])
     return store.made_once(shared / f"{what}-{key[:16]}", key, lambda out: make(out, 0), shared / ".old")
+
+
+def counts(net: Network) -> dict[str, int]:
+    """How many units every group has."""
+    return {g.name: g.count for g in groups_of(net)}
 
 
 def by_table(table: Table, networks: Sequence[Network], _: Device) -> list[Measurement]:
     """What tables predict, as if it had been measured."""
     dense, found = table.dense, [table.dense]
     for net in networks[1:]:
-        share = table.predict({g.name: g.count for g in groups_of(net)})
+        share = table.predict(counts(net))
         rounds = [share * ms for ms in dense.latency.rounds_cpu_time_p50_ms]
         times = dense.latency.model_copy(update={"rounds_cpu_time_p50_ms": rounds})
         ratio = Comparison(baseline="uncut", baseline_sha256="0" * 64, quantity="cpu_time_p50", ratio=share,
                            low=share, high=share, rounds=len(rounds))  # fmt: skip
         found.append(dense.model_copy(update={"latency": times, "comparison": ratio}))
     return found
-
-
-def code() -> str:
-    """What the rows are made by."""
-    folder = Path(sys.modules[Optin.__module__].__file__ or "").parent
-    return hashlib.sha256(store.source_digest(folder).encode()).hexdigest()[:16]

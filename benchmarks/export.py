@@ -22,7 +22,7 @@ import numpy as np
 from _export_networks import ROOT, RUNS, Job, jobs
 from _export_peers import NAMES, Entry, Given, entries
 from _export_rounds import SAMPLES, Made, answered, answers_of, interleaved
-from _results import Row, finished, host, keep
+from _results import Row, finished, host, keep, points
 from numpy.typing import NDArray
 
 from edgetl import device, intervals, store
@@ -151,7 +151,7 @@ def row(made: Made, name: str, entry: Entry, times: Mapping[int, Mapping[str, li
         return found
     right, dense = (right_of(made, one) for one in (name, DENSE))
     drop = intervals.paired_difference(dense, right)
-    quality: Row = {"n": len(right), "accuracy": round(100 * float(right.mean()), 3), "drop": points(drop)}
+    quality: Row = {"n": len(right), "accuracy": round(100 * float(right.mean()), 3), "drop": points(drop, 3)}
     quality["keeps_gate"] = quality["drop"]["value"] <= GATE
     one, two = times[1][name], times[2][name]
     return {
@@ -203,10 +203,6 @@ def ratio(samples: Sequence[Row], base: Sequence[Row], key: str) -> Interval | N
 def middle(samples: Sequence[Row], key: str) -> float | None:
     known = [sample[key] for sample in samples if key in sample]
     return round(statistics.median(known), 5) if known else None
-
-
-def points(share: Interval) -> Row:
-    return {end: round(100 * getattr(share, end), 3) for end in ("value", "low", "high")}
 
 
 def told(interval: Interval | None) -> Row | None:

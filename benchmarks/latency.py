@@ -24,13 +24,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from _networks import answered
-from _results import Row, finished, host, keep
-from _timed import RECIPE, RUNS, Made, code, prepared
+from _results import Row, finished, host, keep, percent, points
+from _timed import RECIPE, RUNS, Made, prepared
 from repeatability import cell, subject
 
-from edgetl import intervals
+from edgetl import intervals, plugins
 from edgetl.measure import summary
 from edgetl.measure.rounds import Bench, Effort, Samples, interleave, pinned
 from edgetl.methods.optin import Optin
@@ -68,7 +67,6 @@ def main() -> None:
     options = parser.parse_args()
     out = options.out or (RUNS / "latency.json" if options.quick else RESULT)
     print(f"about {QUICK_MINUTES if options.quick else MINUTES} minutes; finished rows of {out} are kept", flush=True)
-    torch.set_num_threads(1)
     made = prepared(options.fashion_mnist.resolve(), quick=options.quick)
     groups = made.net.family.units(made.net.module)
     table = measured(made.net, groups, made.context.measure, made.device)
@@ -111,17 +109,14 @@ def held_out(made: Made, table: Table, seed: int) -> Row:
 
 def limited(made: Made, share: float) -> Row:
     """The cut for a limit, measured once more beside the uncut network."""
-    cut = within(made, share)
+    asked = MaxLatency(device="local", share=share)
+    cut = Optin(samples=SAMPLES, max_latency=asked).run(made.net, made.context)
     return {"limit": share, **compared(made, cut, seed=round(1000 * share)), **accuracy(cut, made)}
 
 
 def shrunk(made: Made, share: float) -> Row:
     cut = Optin(samples=SAMPLES, keep_macs=share).run(made.net, made.context)
     return {**compared(made, cut, seed=round(1000 * share)), **accuracy(cut, made)}
-
-
-def within(made: Made, share: float) -> Network:
-    return Optin(samples=SAMPLES, max_latency=MaxLatency(device="local", share=share)).run(made.net, made.context)
 
 
 def larger(made: Made, share: float) -> Row:
@@ -135,11 +130,7 @@ def larger(made: Made, share: float) -> Row:
 def accuracy(cut: Network, made: Made) -> Row:
     """The accuracy on the test images, and what it loses of the uncut network's, in points."""
     dense, right = (answered(net, made.context.data) for net in (made.net, cut))
-    return {"accuracy": round(100 * float(right.mean()), 2), "lost": points(intervals.paired_difference(dense, right))}
-
-
-def points(share: intervals.Interval) -> Row:
-    return {key: round(100 * getattr(share, key), 2) for key in ("value", "low", "high")}
+    return {"accuracy": percent(right.mean()), "lost": points(intervals.paired_difference(dense, right))}
 
 
 def compared(made: Made, cut: Network, seed: int) -> Row:
@@ -179,7 +170,7 @@ def conditions(made: Made, quick: bool) -> Row:
         "rounds": EFFORT.rounds,
         "window_s": EFFORT.window_s,
         "quick": quick,
-        "code": code(),
+        "code": plugins.digest("methods", "optin")[:16],
         "quantity": "CPU time of a call; a prediction is compared with the ratio of the least medians of all rounds",
         "interval": "95 %, Student's t on the logarithms of the ratios of the rounds' medians",
     }

@@ -24,7 +24,7 @@ import _fisher
 import numpy as np
 import torch
 from _networks import answered, jobs, trained
-from _results import host
+from _results import host, percent, points
 from numpy.typing import NDArray
 
 from edgetl import intervals, plugins, store
@@ -147,7 +147,7 @@ def measured(name: str, sets: Sequence[str], seed: int, rows: Sequence[Row], rig
             "macs": cost.macs(net, data.mean_tokens()),
             "accuracy": round(100 * float(right.mean()), 2),
         }
-        told = {"value": percent(drop.value), "low": percent(drop.low), "high": percent(drop.high)}
+        told = points(drop)
         yield {**dict(zip(("network", "seed", "criterion", "keep_macs"), key, strict=True)), **found, "drop": told}
 
 
@@ -221,10 +221,6 @@ def chosen(case: Case, keep: float, scores: Mapping[str, NDArray[np.float64]]) -
     groups, prices, dense = net.family.units(net.module), cost.prices(net, tokens), cost.macs(net, tokens)
     fixed = dense - sum(g.count * prices[g.name] for g in groups)
     return search(groups, scores, prices, math.floor(keep * dense) - fixed)
-
-
-def percent(share: float) -> float:
-    return round(100 * share, 2)
 
 
 def write(out: Path, now: Row, rows: Sequence[Row], rights: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _results import Row, finished, host, keep
+from _results import Row, finished, host, keep, percent, points
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
@@ -153,7 +153,7 @@ def measured(
         np.save(file_of(rights, key), right)
         drop = intervals.paired_difference(np.load(file_of(rights, (name, "dense", 1.0))), right)
         found = {"n": len(right), "macs": cost.macs(net), "accuracy": percent(float(right.mean()))}
-        told = {"value": percent(drop.value), "low": percent(drop.low), "high": percent(drop.high)}
+        told = points(drop)
         row = dict(zip(("network", "criterion", "keep_macs"), key, strict=True))
         yield {**row, **found, "drop": told, "cpu_s": round(seconds, 1)}
 
@@ -261,10 +261,6 @@ def answered(net: Network, data: Data, tested: int) -> Right:
     rows = data.rows("test")[:tested]
     batches = (data.batch(part) for part in np.array_split(rows, max(1, len(rows) // 500)))
     return np.concatenate([(net.logits(b).argmax(1) == b["labels"]).numpy() for b in batches])
-
-
-def percent(share: float) -> float:
-    return round(100 * share, 2)
 
 
 def targets(names: Sequence[str], rows: Sequence[Row], rights: Path, keeps: Sequence[float]) -> list[Row]:

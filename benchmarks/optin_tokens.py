@@ -23,9 +23,9 @@ import numpy as np
 import onnxruntime
 import torch
 from _networks import trained
-from _results import Row, finished, host, keep
+from _results import Row, finished, host, keep, percent, points
 from numpy.typing import NDArray
-from optin import once, percent
+from optin import once
 from repeatability import cell, subject
 
 from edgetl import intervals, plugins
@@ -147,7 +147,7 @@ def measured(of: Subjects, share: float) -> Iterator[Row]:
             "n": len(right),
             "dense": percent(before.mean()),
             "accuracy": percent(right.mean()),
-            "drop": {"value": percent(drop.value), "low": percent(drop.low), "high": percent(drop.high)},
+            "drop": points(drop),
             "cpu": cell(ratio(samples, "dense", f"{split:g}")),
             "cpu_to_units_alone": cell(ratio(samples, f"{SHARES[0]:g}", f"{split:g}")) if split else None,
         }

@@ -19,12 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
 from _networks import answered, trained
-from _results import Row, finished, host, keep
-from _timed import RECIPE, RUNS, Made, by_table, code, made
+from _results import Row, finished, host, keep, percent, points
+from _timed import RECIPE, RUNS, Made, by_table, counts, made
 
-from edgetl import intervals
+from edgetl import intervals, plugins
 from edgetl.methods.optin import Optin
 from edgetl.methods.optin.latency import Table, measured
 from edgetl.methods.optin.units import groups_of
@@ -74,7 +73,7 @@ def conditions(bench: Made) -> Row:
         "seeds": 1,
         "accuracy": percent(answered(bench.net, bench.context.data).mean()),
         "samples": SAMPLES,
-        "code": code(),
+        "code": plugins.digest("methods", "optin")[:16],
         "interval": "95 %, paired over test images (Agresti & Min)",
     }
 
@@ -83,7 +82,7 @@ def compared(bench: Made, table: Table, share: float) -> Row:
     """One cut for a share of the MACs, and two for the time that it takes: the points that `joint` keeps more."""
     clock = bench._replace(context=replace(bench.context, measure=partial(by_table, table)))
     peer = Optin(samples=SAMPLES, keep_macs=share).run(bench.net, bench.context)
-    took = table.predict({g.name: g.count for g in groups_of(peer)})
+    took = table.predict(counts(peer))
     cuts = {"keep_macs": peer, "joint": within(clock, took, "joint"), "additive": within(clock, took, "additive")}
     right = {name: answered(net, bench.context.data) for name, net in cuts.items()}
     return {
@@ -100,14 +99,6 @@ def compared(bench: Made, table: Table, share: float) -> Row:
 def within(clock: Made, share: float, worth: Literal["joint", "additive"]) -> Network:
     asked = MaxLatency(device="local", share=share)
     return Optin(samples=SAMPLES, max_latency=asked, worth=worth).run(clock.net, clock.context)
-
-
-def percent(share: float) -> float:
-    return round(100 * float(share), 2)
-
-
-def points(gain: intervals.Interval) -> Row:
-    return {"value": percent(gain.value), "low": percent(gain.low), "high": percent(gain.high)}
 
 
 def targets(rows: Sequence[Row], wanted: int) -> list[Row]:
@@ -131,5 +122,4 @@ def show(result: Row) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    torch.set_num_threads(1)
     main()

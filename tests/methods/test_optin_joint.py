@@ -61,6 +61,6 @@ def test_a_layers_loss_is_the_divergence_without_the_weights_of_its_lost_units(f
 
 def test_a_loss_that_is_not_finite_names_the_layer(context, monkeypatch):
     net = network("hf_vit")
-    monkeypatch.setattr("edgetl.methods.optin.joint.distort", lambda *_: (0.0, float("nan")))
+    monkeypatch.setattr("edgetl.methods.optin.joint.answered", lambda *_: float("nan"))
     with pytest.raises(Diverged, match=r"without units of layers\.0"):
         losses(net, groups_of(net), ways(net, np.random.default_rng(0)), context().data, Sampling(8, 16, 8, 0))

@@ -54,7 +54,7 @@ from edgetl.methods.optin.bill import Bill
 from edgetl.methods.optin.compensate import Sample, compensated
 from edgetl.methods.optin.evidence import EVIDENCE
 from edgetl.methods.optin.joint import together
-from edgetl.methods.optin.sampling import Sampling, distortions, fitting, gates, memory, recorded
+from edgetl.methods.optin.sampling import Memory, Sampling, distortions, fitting, gates, memory, recorded
 from edgetl.methods.optin.score import Distortion, combined, score
 from edgetl.methods.optin.search import fill
 from edgetl.methods.optin.units import check, groups_of
@@ -176,7 +176,7 @@ class Optin(Step):
             problem = f"{self.name or self.use}: the classifier reads the mean of all patches, so none may merge"
             raise BadInput(problem, fix="leave token_share out, or use a network that reads its class token")
         self._check_samples(len(ctx.data.rows("train")))
-        found = tokens.distortion(net, ctx, self._sampling(net, groups, ctx.data))
+        found = tokens.distortion(net, ctx, self._fitted(memory(net, groups, ctx.data, self._asked)))
         saved = math.ceil(self.token_share * (1 - self.keep_macs) * cost.macs(net))
         return tokens.merges(net, self._scores({"tokens": found})["tokens"], saved)
 
@@ -223,7 +223,7 @@ class Optin(Step):
             found = self._scored(cut, groups, table.prices(groups), table.budget(share), ctx)
             ways = limit.ways(groups, self._scores(found), table, self.multiple)
             if self.worth == "joint":
-                ways = together(cut, groups, ways, ctx, self._sampling(cut, groups, ctx.data))
+                ways = together(cut, groups, ways, ctx, self._fitted(memory(cut, groups, ctx.data, self._asked)))
             pick = partial(limit.choose, ways, table)
             if number < self.rounds:
                 cut = cut.edit(limit.trimmed(groups, pick(share)))
@@ -263,9 +263,11 @@ class Optin(Step):
     ) -> dict[str, Distortion]:
         """Return the distortions of all units; exact ones are computed once for all branches of this step."""
         exact = self._exact(sum(g.count for g in groups))
-        planned = self._sampling(net, groups, ctx.data, graph=not exact)
+        needed = memory(net, groups, ctx.data, self._asked, graph=not exact)
+        planned = self._fitted(needed)
 
         def make(folder: Path, seed: int) -> None:
+            log.info("scores: about %s", needed.told(planned.batch))
             sampling = replace(planned, seed=seed)
             if exact:
                 found = distortions(net, groups, ctx.data, sampling)
@@ -278,13 +280,13 @@ class Optin(Step):
             parts |= {"rescore": self.rescore, "score": self.score, "lambda_c": self.lambda_c, "budget": budget}
         return stored.read(ctx.once("optin-scores", parts, make), groups)
 
-    def _sampling(self, net: Network, groups: Sequence[Group], data: Data, *, graph: bool = False) -> Sampling:
+    @property
+    def _asked(self) -> Sampling:
+        return Sampling(self.samples, self.tokens, self.batch, seed=0)
+
+    def _fitted(self, needed: Memory) -> Sampling:
         """Return what units are scored on, in batches that keep the limit of memory."""
-        planned = Sampling(self.samples, self.tokens, self.batch, seed=0)
-        needed = memory(net, groups, data, planned, graph=graph)
-        batch = fitting(needed, self.batch, self.memory_mb * 1e6)
-        log.info("scores: about %s", needed.told(batch))
-        return replace(planned, batch=batch)
+        return replace(self._asked, batch=fitting(needed, self.batch, self.memory_mb * 1e6))
 
     def _fast(
         self, net: Network, prices: Mapping[str, int], budget: int, data: Data, sampling: Sampling

@@ -8,6 +8,7 @@ still taken to add up.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from edgetl import store
 from edgetl.methods.optin.limit import Ways
 from edgetl.methods.optin.sampling import Sampling, gates, recorded
-from edgetl.methods.optin.score import Progress, distort, diverged
+from edgetl.methods.optin.score import Progress, answered, diverged
 from edgetl.methods.optin.tail import silent
+from edgetl.methods.optin.trajectory import Trajectory, walk
 from edgetl.network.family import Group
 from edgetl.network.network import Network
 from edgetl.recipe.schema import Context
@@ -64,20 +67,28 @@ def losses(
     """
     gate, found = gates(net, groups), {}
     with recorded(net, data, sampling) as way:
-        last, hidden, progress = len(way.blocks), [b.entry for b in way.batches], Progress()
-        progress.total = sum((last - g.stage + 1) * len(_tried(ways[g.name])) for g in groups)
+        hidden, progress = [b.entry for b in way.batches], Progress()
+        progress.total = sum((len(way.blocks) - g.stage + 1) * len(_tried(ways[g.name])) for g in groups)
         for stage, block in enumerate(way.blocks.values()):
             for group in (g for g in groups if g.stage == stage):
                 rows = []
                 for count in _tried(ways[group.name]):
-                    with silent(gate[group.name], group, *ways[group.name].lost(count)):
-                        rows.append(distort(way, stage, hidden)[1])
-                    progress.add(1, last - stage)
-                if not np.isfinite(rows).all():
-                    raise diverged(f"the network without units of {group.name}")
+                    rows.append(_loss(way, group, gate[group.name], ways[group.name].lost(count), hidden))
+                    progress.add(1, len(way.blocks) - stage)
                 found[group.name] = np.array(rows, np.float64)
             hidden = [b.calls[stage](block, h) for b, h in zip(way.batches, hidden, strict=True)]
     return found
+
+
+def _loss(way: Trajectory, group: Group, gate: nn.Module, lost: Sequence[int], hidden: Sequence[Tensor]) -> float:
+    """Return the divergence without some units of a group, whose block reads `hidden`."""
+    if not lost:
+        return 0.0
+    with silent(gate, group, *lost):
+        loss = answered(way, walk(way, group.stage, hidden)[1])
+    if not math.isfinite(loss):
+        raise diverged(f"the network without units of {group.name}")
+    return loss
 
 
 def _tried(ways: Ways) -> list[int]:

@@ -194,8 +194,12 @@ def distort(trajectory: Trajectory, stage: int, hidden: Sequence[Tensor]) -> tup
     points, log_q = walk(trajectory, stage, hidden)
     pairs = list(zip(points, trajectory.points[stage:], strict=True))
     manifold = math.fsum(manifold_distance(s, t) for s, t in pairs[first - stage :])
-    output = math.fsum(divergence(b.log_p, q) for b, q in zip(trajectory.batches, log_q, strict=True))
-    return manifold, output
+    return manifold, answered(trajectory, log_q)
+
+
+def answered(trajectory: Trajectory, log_q: Sequence[Tensor]) -> float:
+    """Return KL(dense || now) summed over the samples; `log_q` are the (B, labels) logarithms of each batch."""
+    return math.fsum(divergence(b.log_p, q) for b, q in zip(trajectory.batches, log_q, strict=True))
 
 
 def _ways(trajectory: Trajectory, groups: Sequence[Group], gates: Mapping[str, nn.Module]) -> dict[str, _Way]:

@@ -91,7 +91,7 @@ def contributions(gate: nn.Module, given: Tensor, gave: Tensor, group: Group, un
 
     """
     count = len(units)
-    entries = torch.tensor([u * group.width + i for u in units for i in range(group.width)], device=given.device)
+    entries = _entries(group, units, given.device)
     if type(gate) is nn.Linear:
         read = given[..., entries].reshape(-1, count, group.width).transpose(0, 1)
         weight = gate.weight[:, entries].reshape(-1, count, group.width).permute(1, 2, 0)
@@ -126,10 +126,12 @@ def unit_axis(gate: nn.Module) -> int:
 
 
 def _zeroed(given: Tensor, axis: int, group: Group, units: Sequence[int]) -> Tensor:
-    x = given.clone()
-    for unit in units:
-        x.narrow(axis, unit * group.width, group.width).zero_()
-    return x
+    return given.index_fill(axis, _entries(group, units, given.device), 0)
+
+
+def _entries(group: Group, units: Sequence[int], device: torch.device) -> Tensor:
+    """Return where the units lie on the axis that carries them."""
+    return torch.tensor([u * group.width + i for u in units for i in range(group.width)], device=device)
 
 
 def _close(a: Tensor, b: Tensor, scale: Tensor) -> bool:
