@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from _export_networks import Job
@@ -46,8 +50,8 @@ def answered(made: Made, name: str, entry: Entry) -> str:
         return ""
     print(f"{made.job.name}: {name}", file=sys.stderr, flush=True)
     asked = {"inputs": str(made.work / "test.npz"), "answers": str(path), "most": made.job.tested}
-    told = worker(made, entry, asked, usable_cpus()[:1])
-    return str(told.get("problem", ""))
+    with begun(made, entry, asked, usable_cpus()[:1]) as one:
+        return str(one.hear().get("problem", ""))
 
 
 def answers_of(made: Made, name: str) -> Path:
@@ -58,33 +62,83 @@ def newest(file: Path) -> float:
     return max((p.stat().st_mtime for p in (file, *file.glob("*"))), default=0.0)
 
 
-def worker(made: Made, entry: Entry, more: Row, cpus: Sequence[int]) -> Row:
-    """Run one process, a thread for each of these cores, and return what it says; a `problem` where it fails."""
+@dataclass(frozen=True)
+class Worker:
+    """A process that opened one row's file, and then does what it is told."""
+
+    process: subprocess.Popen[str]
+    errors: IO[str]
+
+    def hear(self) -> Row:
+        """What it says next; a `problem` where it ended."""
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return dict(json.loads(line))
+        if self.process.wait() < 0:
+            return {"problem": f"killed, or took more than {TIMEOUT_S} s"}
+        self.errors.seek(0)
+        return {"problem": (self.errors.read().strip().splitlines() or ["it ended"])[-1][:160]}
+
+    def turn(self) -> Row:
+        """The medians of a turn, in milliseconds."""
+        with contextlib.suppress(OSError):
+            self.process.stdin.write("turn\n")
+        return self.hear()
+
+
+@contextlib.contextmanager
+def begun(made: Made, entry: Entry, more: Row, cpus: Sequence[int]) -> Iterator[Worker]:
+    """A worker on these cores, a thread for each, that is gone afterwards."""
     what = {"kind": entry.kind, "file": str(entry.file), "hint": entry.hint, "threads": len(cpus), "cpus": list(cpus)}
-    usual = {"inputs": str(made.work / "inputs.npz"), "answers": "", "most": SAMPLES, "window_s": 0.0}
-    job = {**what, **usual, **more}
-    command = [sys.executable, str(WORKER), json.dumps(job)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        return {"problem": f"took more than {TIMEOUT_S} s"}
-    if done.returncode:
-        return {"problem": (done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1][:160]}
-    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+    usual = {"inputs": str(made.work / "inputs.npz"), "answers": "", "most": SAMPLES}
+    command = [sys.executable, str(WORKER), json.dumps({**what, **usual, **more})]
+    with tempfile.TemporaryFile("w+") as errors:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+        process = subprocess.Popen(command, text=True, bufsize=1, **pipes)
+        watchdog = threading.Timer(TIMEOUT_S, process.kill)
+        watchdog.start()
+        try:
+            yield Worker(process, errors)
+        finally:
+            watchdog.cancel()
+            process.kill()
+            process.communicate()
 
 
 def interleaved(
-    made: Made, running: Mapping[str, Entry], threads: int, rounds: int, window_s: float
+    made: Made, running: Mapping[str, Entry], threads: int, rounds: int, turns: int
 ) -> dict[str, list[Row]]:
     """The samples of every row, one a round; rounds that an interrupted run finished are read."""
     path = made.work / f"rounds-{threads}.json"
-    key = store.digest([sorted(running), window_s, [newest(entry.file) for entry in running.values()]])
+    key = store.digest([sorted(running), turns, [newest(entry.file) for entry in running.values()]])
     kept: Row = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     done: list[dict[str, Row]] = kept["rounds"] if kept.get("key") == key else []
     while len(done) < rounds:
-        order = random.Random(len(done)).sample(list(running), len(running))
         cpus = [noise.quietest(usable_cpus())] if threads == 1 else usable_cpus()[:threads]
-        done.append({name: worker(made, running[name], {"window_s": window_s}, cpus) for name in order})
+        done.append(one_round(made, running, cpus, turns, random.Random(len(done))))
         path.write_text(json.dumps({"key": key, "rounds": done}), "utf-8")
         print(f"{made.job.name}: round {len(done)} at {threads} threads", file=sys.stderr, flush=True)
     return {name: [one[name] for one in done[:rounds]] for name in running}
+
+
+def one_round(
+    made: Made, running: Mapping[str, Entry], cpus: Sequence[int], turns: int, draw: random.Random
+) -> dict[str, Row]:
+    """Fresh processes that warm up one by one and take turns; the medians of each turn, or a `problem`."""
+    found: dict[str, Row] = {name: {"cpu_ms": [], "wall_ms": []} for name in running}
+    with contextlib.ExitStack() as stack:
+        workers: dict[str, Worker] = {}
+        for name in draw.sample(list(running), len(running)):
+            one = stack.enter_context(begun(made, running[name], {}, cpus))
+            if "problem" in (said := one.hear()):
+                found[name] = said
+            else:
+                workers[name] = one
+        for _ in range(turns):
+            for name in draw.sample(list(workers), len(workers)):
+                if "problem" in (said := workers[name].turn()):
+                    found[name] = said
+                    del workers[name]
+                for quantity, times in found[name].items() if name in workers else ():
+                    times.append(round(said[quantity], 6))
+    return found

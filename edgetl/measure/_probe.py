@@ -6,7 +6,6 @@ runtimes print; the result goes to an inherited descriptor, one JSON object a li
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import os
@@ -15,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,19 +24,15 @@ from edgetl.bundle import open_bundle, open_session
 from edgetl.errors import BadHost, EdgetlError, OutOfResources
 from edgetl.evaluate import parity
 from edgetl.lifeline import end_with_parent
+from edgetl.measure._window import Buffer, Window, status, timed, warmed
 from edgetl.preprocess import MASK
 from edgetl.types import Feed, Json
 
 if TYPE_CHECKING:
     from edgetl.session import Session
 
-Buffer: TypeAlias = NDArray[np.int64]
-
 SAMPLES = 1 << 16
 """Most samples of one process, unless the job says otherwise."""
-
-BLOCK_N, BLOCK_NS = 5, 100_000_000
-"""Least inferences and nanoseconds of one block of the warm-up."""
 
 BATCHES = 4
 """Most distinct batches of several inputs: their memory is ours, not the artifact's."""
@@ -56,7 +51,6 @@ class Job:
     bundle: str
     target: str
     inputs: str  # an .npz of the declared inputs, each (n, ...)
-    started_ns: int
     threads: int
     cpus: tuple[int, ...] | None
     warmup_s: float
@@ -69,18 +63,8 @@ class Job:
     most: int = SAMPLES
     limit: int | None = None  # bytes of memory that its control group allows
     answers: str | None = None  # an .npy of the golden logits of the inputs, (n, K)
-
-
-@dataclass(frozen=True)
-class Window:
-    """What the timed window saw."""
-
-    n: int
-    middle: int  # bytes at the peak, half-way
-    others: int  # runnable processes and threads besides this one, half-way
-    seconds: float
-    switches: int  # involuntary
-    window_ns: int  # when it began, on the clock that all processes share
+    turn_s: float | None = None  # the window comes in turns that the parent gives; None: in one piece
+    started_ns: int = 0
 
 
 def main() -> None:
@@ -104,24 +88,24 @@ def _measure(job: Job, out: int) -> None:
     if job.cpus is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, job.cpus)
     runtime = _import_runtime(job.target)
-    base = _status("VmRSS")
+    base = status("VmRSS")
     feeds, rows = _feeds(Path(job.inputs), job.batch)
     # Touched, so that the run adds nothing of ours.
     wall, cpu = np.ones(job.most, np.int64), np.ones(job.most, np.int64)
-    held = _status("VmRSS") - base
+    held = status("VmRSS") - base
     _reset_peak()
     _say(out, {"phase": "load"})
     start = time.perf_counter_ns()
     session = _open(job)
     loaded = time.perf_counter_ns()
-    load_peak = _status("VmHWM")
+    load_peak = status("VmHWM")
     _say(out, {"phase": "run"})
     before = time.perf_counter_ns()
     first = session.run(feeds[0])
     done = time.perf_counter_ns()
-    warm, steady = _warm(session, feeds, job, wall)
-    window = _window(session, feeds, job, wall, cpu)
-    peak, steady_rss = _status("VmHWM"), _status("VmRSS")
+    warm, steady = warmed(session, feeds, job, wall)
+    window = timed(session, feeds, job, wall, cpu)
+    peak, steady_rss = status("VmHWM"), status("VmRSS")
     last = [session.run(feed) for feed in feeds[:CHECKED]]
     _same_answers(first, last[0])
     facts = {
@@ -135,19 +119,20 @@ def _measure(job: Job, out: int) -> None:
         "steady": steady,
     }
     memory = {"base": base, **_beyond(base + held, load_peak=load_peak, peak=peak, steady_rss=steady_rss)}
+    memory["pss"] = _rollup("Pss") if job.turn_s is None else None  # processes beside this one share its pages
     memory["growth"] = peak / window.middle - 1 if window.middle else 0.0
     _say(out, {"phase": "done", **facts, **memory, **_samples(wall, cpu, window)})
     session.close()
 
 
 def _beyond(ours: int, **sizes: int) -> dict[str, Json]:
-    """Return sizes in bytes without what is ours; and what the process shares and does not."""
-    shares = {"pss": _rollup("Pss"), "private_dirty": _rollup("Private_Dirty")}
-    return {**{name: size - ours for name, size in sizes.items()}, **shares}
+    """Return sizes in bytes without what is ours; and what the process shares with no other."""
+    return {**{name: size - ours for name, size in sizes.items()}, "private_dirty": _rollup("Private_Dirty")}
 
 
 def _samples(wall: Buffer, cpu: Buffer, window: Window) -> dict[str, Json]:
-    return {**vars(window), "wall": wall[: window.n].tolist(), "cpu": cpu[: window.n].tolist()}
+    seen = {"seconds": window.ns / 1e9, "switches": window.switches, "others": window.others, "turns": window.turns}
+    return {**seen, "wall": wall[: window.n].tolist(), "cpu": cpu[: window.n].tolist()}
 
 
 def _open(job: Job) -> Session:
@@ -180,61 +165,6 @@ def _batch(arrays: Feed, rows: NDArray[np.intp]) -> Feed:
     return {name: np.ascontiguousarray(v[rows] if lengths is None else v[rows, cut]) for name, v in arrays.items()}
 
 
-def _warm(session: Session, feeds: Sequence[Feed], job: Job, buffer: Buffer) -> tuple[int, bool | None]:
-    """Run blocks until the minimum is reached and, where asked, they are alike; at most five times as long."""
-    medians: list[float] = []
-    count, start = 0, time.perf_counter_ns()
-    while True:
-        size, block = 0, time.perf_counter_ns()
-        now = block
-        while size < BLOCK_N or (now - block < BLOCK_NS and size < len(buffer)):
-            before = time.perf_counter_ns()
-            session.run(feeds[count % len(feeds)])
-            now = time.perf_counter_ns()
-            buffer[size] = now - before
-            size, count = size + 1, count + 1
-        medians.append(float(np.median(buffer[:size])))
-        seconds = (now - start) / 1e9
-        if count < job.warmup_n or seconds < job.warmup_s:
-            continue
-        if not job.steady:
-            return count, None
-        if is_steady(medians):
-            return count, True
-        if seconds > 5 * job.warmup_s and count > 5 * job.warmup_n:
-            return count, False
-
-
-def is_steady(medians: Sequence[float]) -> bool:
-    """Say whether the medians of the last three blocks differ by less than 2 % and do not fall from block to block."""
-    if len(medians) < 3:
-        return False
-    a, b, c = medians[-3:]
-    return max(a, b, c) < 1.02 * min(a, b, c) and not a > b > c
-
-
-def _window(session: Session, feeds: Sequence[Feed], job: Job, wall: Buffer, cpu: Buffer) -> Window:
-    """Time calls until both minima are reached, the cap, or the buffers are full; the garbage collector rests."""
-    gc.collect()
-    gc.disable()
-    n, middle, others, switches = 0, 0, 0, _status_count("nonvoluntary_ctxt_switches")
-    start = now = time.perf_counter_ns()
-    wanted, cap = start + int(job.window_s * 1e9), start + int(job.cap_s * 1e9)
-    while (now < wanted or n < job.window_n) and now < cap and n < len(wall):
-        feed = feeds[n % len(feeds)]
-        cpu_before, before = time.process_time_ns(), time.perf_counter_ns()
-        session.run(feed)
-        now = time.perf_counter_ns()
-        cpu[n] = time.process_time_ns() - cpu_before
-        wall[n] = now - before
-        n += 1
-        if not middle and now - start > (wanted - start) // 2:
-            middle, others = _status("VmHWM"), _others()
-    gc.enable()
-    switched = _status_count("nonvoluntary_ctxt_switches") - switches
-    return Window(n, middle, others, (now - start) / 1e9, switched, start)
-
-
 def _parity(last: Sequence[Feed], rows: Sequence[NDArray[np.intp]], answers: str | None) -> dict[str, Json]:
     """Return how far answers after the window are from the golden logits; without a distance where none is finite."""
     if answers is None:
@@ -259,26 +189,6 @@ def _reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5", "ascii")
     except OSError:
         return  # the peak then includes the imports, which is above the truth, never below
-
-
-def _others() -> int:
-    try:
-        return max(0, int(Path("/proc/loadavg").read_text("ascii").split()[3].split("/")[0]) - 1)
-    except OSError:
-        return 0
-
-
-def _status(key: str) -> int:
-    """Return a size from /proc/self/status in bytes."""
-    return _status_count(key) * 1024
-
-
-def _status_count(key: str) -> int:
-    try:
-        text = Path("/proc/self/status").read_text("ascii", "replace")
-    except OSError as e:
-        raise BadHost("this system has no /proc, where memory is read", fix="profile on Linux") from e
-    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith(f"{key}:")), 0)
 
 
 def _rollup(key: str) -> int | None:

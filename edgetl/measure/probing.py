@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import IO
 
@@ -48,23 +48,6 @@ GRACE_S = 5.0
 
 
 @dataclass(frozen=True)
-class Wait:
-    """How long a process may take, and what is read meanwhile."""
-
-    timeout_s: float
-    watch: Instruments
-
-
-@dataclass(frozen=True)
-class Streams:
-    """Where a process writes."""
-
-    out: int  # the descriptor of its result
-    errors: IO[bytes]
-    printed: bool  # its result comes on standard output
-
-
-@dataclass(frozen=True)
 class Sample:
     """One measuring process. Samples and times in nanoseconds, sizes in bytes beyond the bare runtime's."""
 
@@ -72,7 +55,7 @@ class Sample:
     provider: str
     wall: list[int]
     cpu: list[int]
-    seconds: float  # length of the window
+    seconds: float  # length of the window, all its turns
     load_ns: int
     first_ns: int
     process_ns: int  # start of the process to its first output
@@ -85,7 +68,7 @@ class Sample:
     steady: bool | None
     switches: int
     others: int
-    window_ns: int = 0  # when the window began, on the clock that all processes share
+    turns: Sequence[tuple[int, int, int]] = ()  # their begin and end on the clock that all processes share, and calls
     pss: int | None = None
     private_dirty: int | None = None
     joules: float | None = None  # in the window
@@ -97,17 +80,56 @@ class Sample:
     max_rel: float | None = None
 
 
+@dataclass(frozen=True)
+class Started:
+    """A measuring process that runs, and what the instruments read meanwhile."""
+
+    job: Job
+    process: subprocess.Popen[bytes]
+    group: limits.Group
+    out: IO[bytes]
+    errors: IO[bytes]
+    readings: Readings
+
+    def sample(self, code: int) -> Sample:
+        """Return what it saw, once it ended with this exit code, negative for a signal.
+
+        Raises:
+            Refused: the artifact is refused, or it crashed the runtime while it was opened.
+            BadHost: the runtime failed or crashed while running.
+            OutOfResources: the process found no memory, or the system killed it.
+
+        """
+        self.group.check(code, self.job.bundle)
+        self.out.seek(0)
+        self.errors.seek(0)
+        last = _last(self.out.read())
+        if code or last["phase"] != "done":
+            raise _explained(code, last, self.job.bundle, self.errors.read().decode("utf-8", "replace"))
+        facts: dict[str, Json] = {field.name: last[field.name] for field in fields(Sample) if field.name in last}
+        seen, spans = self.readings, [(begin, end) for begin, end, _ in last["turns"]]
+        joules = [seen.joules(*span) for span in spans]
+        read: dict[str, Json] = {
+            "joules": None if None in joules else sum(joules),
+            "mhz": [mhz for span in spans for mhz in seen.mhz(*span)],
+            "reasons": [bits for span in spans for bits in seen.why_slow(*span)],
+        }
+        return Sample(**facts, **read, gpu_peak=seen.gpu_peak)
+
+
 def probe(job: Job, pad: int, timeout_s: float, watch: Instruments = NONE) -> Sample | None:
-    """Run one job in a fresh process; None when it did not finish in time and was stopped.
+    """Run one job in a fresh process; None when it did not finish in time and was stopped. Errors: `Started.sample`.
 
     `pad` bytes lengthen the environment: its size shifts the stack, and with it the time (Mytkowicz et al. 2009).
-
-    Raises:
-        Refused: the artifact is refused, or it crashed the runtime while it was opened.
-        BadHost: the runtime failed or crashed while running.
-        OutOfResources: the process found no memory, or the system killed it.
-
     """
+    with started(job, pad) as one:
+        code = _wait(one, timeout_s, watch)
+        return None if code is None else one.sample(code)
+
+
+@contextlib.contextmanager
+def started(job: Job, pad: int, stdin: int = subprocess.DEVNULL) -> Iterator[Started]:
+    """Yield a fresh process; none of its group survives."""
     with (
         limits.enclosed(job.limit, _reads(job)) as group,
         tempfile.TemporaryFile() as out,
@@ -116,25 +138,20 @@ def probe(job: Job, pad: int, timeout_s: float, watch: Instruments = NONE) -> Sa
         python, place = (
             (containers.PYTHON, containers.RESULT) if group.contained else (sys.executable, str(out.fileno()))
         )
-        command = [*group.prefix, python, "-I", "-c", START, PACKAGE, place, json.dumps(asdict(job))]
-        streams = Streams(out.fileno(), errors, printed=group.contained)
-        code, seen = _run(command, streams, environment(pad, limited=group.limit is not None), Wait(timeout_s, watch))
-        if code is None:
-            return None
-        group.check(code, job.bundle)
-        out.seek(0)
-        errors.seek(0)
-        last = _last(out.read())
-        if code == 0 and last["phase"] == "done":
-            facts: dict[str, Json] = {field.name: last[field.name] for field in fields(Sample) if field.name in last}
-            window = last["window_ns"], last["window_ns"] + round(last["seconds"] * 1e9)
-            read: dict[str, Json] = {
-                "joules": seen.joules(*window),
-                "mhz": seen.mhz(*window),
-                "reasons": seen.why_slow(*window),
-            }
-            return Sample(**facts, **read, gpu_peak=seen.gpu_peak)
-        raise _explained(code, last, job.bundle, errors.read().decode("utf-8", "replace"))
+        said = json.dumps(asdict(replace(job, started_ns=time.perf_counter_ns())))
+        process = subprocess.Popen(
+            [*group.prefix, python, "-I", "-c", START, PACKAGE, place, said],
+            stdin=stdin,
+            stdout=out if group.contained else subprocess.DEVNULL,
+            stderr=errors,
+            env=environment(pad, limited=group.limit is not None),
+            pass_fds=(out.fileno(),),
+            start_new_session=True,
+        )
+        try:
+            yield Started(job, process, group, out, errors, Readings())
+        finally:
+            _stop(process)
 
 
 def _last(said: bytes) -> dict[str, Json]:
@@ -156,43 +173,18 @@ def environment(pad: int, *, limited: bool = False) -> dict[str, str]:
     return {**kept, "EDGETL_PAD": "x" * pad}
 
 
-def _run(
-    command: list[str], streams: Streams, environment: Mapping[str, str], wait: Wait
-) -> tuple[int | None, Readings]:
-    """Return the exit code, negative for a signal, None on time-out; and what the instruments read meanwhile.
-
-    No process of its group survives.
-    """
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=streams.out if streams.printed else subprocess.DEVNULL,
-        stderr=streams.errors,
-        env=environment,
-        pass_fds=(streams.out,),
-        start_new_session=True,
-    )
-    readings = Readings()
-    try:
-        return _wait(process, wait, readings), readings
-    except subprocess.TimeoutExpired:
-        return None, readings
-    finally:
-        _stop(process)
-
-
-def _wait(process: subprocess.Popen[bytes], wait: Wait, readings: Readings) -> int:
-    period = wait.watch.period_s
-    if period is None:
-        return process.wait(wait.timeout_s)
-    end = time.monotonic() + wait.timeout_s
-    while time.monotonic() < end:
-        readings.take(wait.watch, process.pid)
+def _wait(one: Started, timeout_s: float, watch: Instruments) -> int | None:
+    """Return the exit code, negative for a signal; None where the time is over."""
+    end = time.monotonic() + timeout_s
+    while (left := end - time.monotonic()) > 0:
+        if watch.period_s is not None:
+            one.readings.take(watch, one.process.pid)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            code = process.wait(period)
-            readings.take(wait.watch, process.pid)
+            code = one.process.wait(left if watch.period_s is None else watch.period_s)
+            if watch.period_s is not None:
+                one.readings.take(watch, one.process.pid)
             return code
-    raise subprocess.TimeoutExpired(process.args, wait.timeout_s)
+    return None
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -18,13 +18,20 @@ from edgetl.measure.probing import Sample
 def pack(samples: Sequence[Sample | None]) -> bytes:
     """Return an .npz of int64 arrays: process i has wall_ns and cpu_ns from offsets[i] to offsets[i + 1].
 
-    A process that was stopped has no samples.
+    Its turns are rows of `turns` from turn_offsets[i] to turn_offsets[i + 1]: begin and end in nanoseconds, and how many
+    of its samples they hold. A process that was stopped has neither.
     """
     walls = [np.asarray(s.wall if s else [], np.int64) for s in samples]
     cpus = [np.asarray(s.cpu if s else [], np.int64) for s in samples]
-    offsets = np.cumsum([0, *map(len, walls)], dtype=np.int64)
+    turns = [np.asarray(s.turns if s else [], np.int64).reshape(-1, 3) for s in samples]
+    arrays = {"wall_ns": walls, "cpu_ns": cpus, "turns": turns}
+    offsets = {"offsets": walls, "turn_offsets": turns}
     file = io.BytesIO()
-    np.savez_compressed(file, offsets=offsets, wall_ns=np.concatenate(walls), cpu_ns=np.concatenate(cpus))
+    np.savez_compressed(
+        file,
+        **{name: np.cumsum([0, *map(len, parts)], dtype=np.int64) for name, parts in offsets.items()},
+        **{name: np.concatenate(parts) for name, parts in arrays.items()},
+    )
     return file.getvalue()
 
 

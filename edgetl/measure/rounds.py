@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import NamedTuple, TypeAlias
 
+import psutil
+
 from edgetl import __version__, intervals
 from edgetl.device import Device, usable_cpus
 from edgetl.errors import BadHost, BadInput
@@ -20,8 +22,9 @@ from edgetl.measure._probe import SAMPLES, Job
 from edgetl.measure.comparing import Baseline
 from edgetl.measure.instruments import NONE, Instruments, instruments
 from edgetl.measure.measurement import Comparison, Measurement, Mode, Run
-from edgetl.measure.probing import Sample, probe
+from edgetl.measure.probing import Sample
 from edgetl.measure.summary import Subject
+from edgetl.measure.turns import Start, one_round
 from edgetl.plugins import nearest
 
 LOG = logging.getLogger("edgetl")
@@ -31,6 +34,9 @@ LEAST_S, TIMES, START_S = 60.0, 20.0, 5.0
 
 FREE, THRASHING = "unlimited", 1.05
 """The keys of artifacts without the limit of memory begin so; and how much slower within it is no longer fitting."""
+
+PEAK, RUNTIME = 10.0, 150e6
+"""What a process takes at most for each byte of its model, by our measurements at most 8, and without any model."""
 
 CONTROL = "control"
 """The key of the baseline's second process in every round."""
@@ -44,7 +50,7 @@ class Effort:
     """How much one mode measures: rounds are added until every median is known well enough, or time is up."""
 
     rounds: int
-    most: int
+    most: int  # while a median is too uncertain to count, more
     enough: float  # relative half-width of the median
     seconds: float  # no further round is begun that would end later,
     patience: float  # or, while a median is too uncertain to count, later than this
@@ -60,8 +66,8 @@ class Effort:
 
 
 EFFORTS: dict[Mode, Effort] = {
-    "quick": Effort(3, 15, 0.02, 20, 45, 0.2, 3, 1.0, 64, 30, False),
-    "standard": Effort(5, 15, 0.02, 120, 240, 1.0, 10, 3.0, 200, 30, True, True),
+    "quick": Effort(3, 15, 0.02, 20, 180, 0.2, 3, 1.0, 64, 30, False),
+    "standard": Effort(5, 15, 0.02, 120, 600, 1.0, 10, 3.0, 200, 30, True, True),
     "certify": Effort(7, 25, 0.01, 3600, 7200, 3.0, 10, 60.0, 200, 120, True, True, 600.0, 1 << 20),
 }
 
@@ -162,6 +168,8 @@ def pinned(device: Device) -> Device:
 def interleave(slots: Mapping[str, Subject], bench: Bench) -> Samples:
     """Return the samples of every key: each round runs a fresh process for each, in an order shuffled by the seed.
 
+    The processes of a round take turns of a few calls where they fit beside each other; else whole windows.
+
     Raises:
         BadHost: another provider than the device's was used, or an artifact did not finish in two rounds.
 
@@ -169,16 +177,17 @@ def interleave(slots: Mapping[str, Subject], bench: Bench) -> Samples:
     samples: Samples = {key: [] for key in slots}
     took: dict[str, float] = {}
     draw = random.Random(bench.seed)
-    start, done = time.monotonic(), 0
+    start, done, shared = time.monotonic(), 0, side_by_side(slots, bench.device)
     while not _enough(samples, bench, done, time.monotonic() - start):
+        starts = {}
         for key in draw.sample(list(slots), len(slots)):
             job = _job(slots[key], bench, first=done == 0)
-            begun = time.monotonic()
-            sample = probe(job, draw.randrange(4096), timeout_s(job, took.get(key)), bench.watch)
+            starts[key] = Start(job, draw.randrange(4096), timeout_s(job, took.get(key)))
+        for key, sample in one_round(starts, bench.watch, draw if shared else None):
             check_provider(sample, bench.device)
             samples[key].append(sample)
             if sample is not None:
-                took[key] = time.monotonic() - begun
+                took[key] = sample.process_ns / 1e9 + sample.seconds
         done += 1
         LOG.info("profile: round %d, %d processes, %.0f s", done, len(slots), time.monotonic() - start)
     for key, subject in slots.items():
@@ -188,13 +197,20 @@ def interleave(slots: Mapping[str, Subject], bench: Bench) -> Samples:
     return samples
 
 
+def side_by_side(slots: Mapping[str, Subject], device: Device) -> bool:
+    """Say whether processes may take turns: on a CPU, and in at most half of the memory that is free."""
+    files = [s.bundle.folder / s.bundle.manifest["file"] for s in slots.values()]
+    needed = sum(RUNTIME + PEAK * file.stat().st_size for file in files)
+    free = device.kind in ("cpu", "android") and device.memory.limit_bytes is None
+    return len(files) > 1 and free and needed < psutil.virtual_memory().available / 2
+
+
 def job_of(subject: Subject, device: Device, effort: Effort) -> Job:
     """Return what one measuring process of an artifact does."""
     return Job(
         bundle=str(subject.bundle.folder),
         target=subject.bundle.manifest["target"],
         inputs=str(subject.inputs),
-        started_ns=time.perf_counter_ns(),
         threads=device.threads,
         cpus=device.cpus,
         warmup_s=effort.warmup_s,
@@ -243,11 +259,13 @@ def _enough(samples: Samples, bench: Bench, done: int, seconds: float) -> bool:
     if done < effort.rounds:
         return False
     finished = [[s for s in one if s is not None] for one in samples.values()]
-    if done >= effort.most or min(map(len, finished)) < 2:
+    if min(map(len, finished)) < 2:
         return True
     widest = max(intervals.half_width(summary.judged(one, cpu=cpu)) for one in finished)
-    limit = effort.patience if widest > noise.HALF_WIDTH else effort.seconds
-    return widest <= effort.enough or seconds * (done + 1) / done > limit
+    uncertain = widest > noise.HALF_WIDTH
+    if widest <= effort.enough or (done >= effort.most and not uncertain):
+        return True
+    return seconds * (done + 1) / done > (effort.patience if uncertain else effort.seconds)
 
 
 def _control(base: Subject | None, samples: Samples, device: Device) -> Interval | None:

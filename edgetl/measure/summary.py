@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import platform
 import statistics
@@ -71,8 +72,21 @@ def judged(samples: Iterable[Sample | None], *, cpu: bool) -> Interval:
 def ratios(base: Sequence[Sample | None], samples: Sequence[Sample | None], *, cpu: bool) -> list[float]:
     """Return the time over the baseline's in each round that both finished, of CPU or wall time."""
     pairs = [(a, b) for a, b in zip(samples, base, strict=True) if a is not None and b is not None]
-    new, old = medians((a for a, _ in pairs), cpu=cpu), medians((b for _, b in pairs), cpu=cpu)
-    return [a / b for a, b in zip(new, old, strict=True)]
+    return [_ratio(a, b, cpu=cpu) for a, b in pairs]
+
+
+def _ratio(new: Sample, old: Sample, *, cpu: bool) -> float:
+    """Return the ratio of the medians, turn by turn: the machine is the same in one cycle, and not in the next."""
+    cycles = zip(_turns(new, cpu=cpu), _turns(old, cpu=cpu), strict=False)
+    return math.exp(statistics.median(math.log(a / b) for a, b in cycles))
+
+
+def _turns(sample: Sample, *, cpu: bool) -> list[float]:
+    """Return the median of each turn in nanoseconds, of CPU or wall time; without turns, of the window."""
+    times = sample.cpu if cpu else sample.wall
+    counts = [calls for _, _, calls in sample.turns] or [len(times)]
+    ends = list(itertools.accumulate(counts))
+    return [statistics.median(times[end - count : end]) for count, end in zip(counts, ends, strict=True)]
 
 
 def summarise(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ import pytest
 
 from edgetl.device import Power, probe
 from edgetl.measure import instruments as shelf
-from edgetl.measure import probing, rounds
+from edgetl.measure import rounds, turns
 from edgetl.measure.instruments import Ina3221, Rapl, Readings, instruments
 from edgetl.measure.measurement import Measurement
 from edgetl.measure.probing import Sample
@@ -102,12 +102,12 @@ def test_energy_for_each_inference(replay: Callable[..., Measurement]) -> None:
 def test_energy_of_real_processes(make: Callable[..., Path], rapl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples: list[Sample] = []
 
-    def kept(*given: Any) -> Sample | None:
-        sample = probing.probe(*given)
-        samples.extend([sample] if sample else [])
-        return sample
+    def kept(*given: Any) -> Iterator[tuple[str, Sample | None]]:
+        for key, sample in turns.one_round(*given):
+            samples.extend([sample] if sample else [])
+            yield key, sample
 
-    monkeypatch.setattr(rounds, "probe", kept)
+    monkeypatch.setattr(rounds, "one_round", kept)
     monkeypatch.setitem(rounds.EFFORTS, "quick", replace(rounds.EFFORTS["quick"], window_s=0.3))
     counter, over = rapl / "class/powercap/intel-rapl:0/energy_uj", threading.Event()
 

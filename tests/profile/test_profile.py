@@ -13,7 +13,7 @@ from edgetl.device import Runtime, probe
 from edgetl.errors import BadHost, BadInput, GateMissed, OutOfResources, Refused
 from edgetl.intervals import Interval
 from edgetl.measure import measurement, rounds, summary
-from edgetl.measure._probe import is_steady
+from edgetl.measure._window import is_steady
 from edgetl.measure.comparing import Baseline, compare_all
 from edgetl.measure.measured import table
 from edgetl.measure.probing import Sample

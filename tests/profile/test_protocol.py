@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -21,10 +21,10 @@ import pytest
 from edgetl.device import Runtime, probe
 from edgetl.errors import BadHost, BadInput, OutOfResources
 from edgetl.measure import measured, measurement, noise, rounds, throughput
-from edgetl.measure._probe import Job
 from edgetl.measure.capacity import Batch, Throughput
 from edgetl.measure.measurement import Measurement
 from edgetl.measure.probing import Sample
+from edgetl.measure.turns import Start
 from edgetl.stages.profile import Request, judge, profile, profile_all
 
 SCHEMA = json.loads((Path(measurement.__file__).parents[1] / "schemas" / "profile-result-1.json").read_text())
@@ -99,11 +99,12 @@ def test_rounds_are_shuffled_by_the_seed(make: Maker, monkeypatch: pytest.Monkey
     def order(seed: int) -> list[str]:
         ran: list[str] = []
 
-        def sample(job: Job, *_: object) -> Sample:
-            ran.append(job.bundle)
-            return one_process(100, 1)
+        def one_round(starts: Mapping[str, Start], *_: object) -> Iterator[tuple[str, Sample]]:
+            for key, start in starts.items():
+                ran.append(start.job.bundle)
+                yield key, one_process(100, 1)
 
-        monkeypatch.setattr(rounds, "probe", sample)
+        monkeypatch.setattr(rounds, "one_round", one_round)
         monkeypatch.setitem(rounds.EFFORTS, "quick", replace(rounds.EFFORTS["quick"], rounds=9, most=9))
         assert profile([a, b], probe(), out=None, seed=seed)[0].run.seed == seed
         return ran
