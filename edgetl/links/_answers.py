@@ -19,7 +19,10 @@ from edgetl.errors import MEASURING, BadHost, EdgetlError, Refused
 from edgetl.golden import read_npz
 from edgetl.links import plain
 from edgetl.measure.measurement import Latency, Measurement
-from edgetl.types import Json
+from edgetl.types import Feed, Json
+
+SAMPLES = ("offsets", "wall_ns", "cpu_ns", "turn_offsets", "turn_calls")
+"""The arrays of `edgetl.measure.raw`."""
 
 RESULT_BYTES, RAW_BYTES, UNPACKED_BYTES = 8 << 20, 256 << 20, 1 << 30
 TEXT = 500
@@ -95,16 +98,17 @@ def check_samples(address: str, latency: Latency, data: bytes) -> None:
     if hashlib.sha256(data).hexdigest() != latency.samples_sha256 or _unpacked(data) > UNPACKED_BYTES:
         raise _wrong(address, "other samples than it measured")
     arrays = read_npz(data, "a file of samples")
-    offsets, wall, cpu = (arrays.get(name, np.zeros(0)) for name in ("offsets", "wall_ns", "cpu_ns"))
-    plain_numbers = len(arrays) == 3 and all(a.dtype == np.int64 and a.ndim == 1 for a in arrays.values())
-    ends = offsets.tolist() if plain_numbers else []
-    if (
-        not ends
-        or ends != sorted(ends)
-        or (ends[0], ends[-1]) != (0, latency.n)
-        or {len(wall), len(cpu)} != {latency.n}
-    ):
+    counts = all(a.dtype == np.int64 and a.ndim == 1 and (a >= 0).all() for a in arrays.values())
+    if not counts or set(arrays) != set(SAMPLES) or not _fit(arrays, latency.n):
         raise _wrong(address, "samples that do not fit its measurement")
+
+
+def _fit(arrays: Feed, n: int) -> bool:
+    """Say whether flat arrays of numbers are the samples of so many calls."""
+    offsets, wall, cpu, turn_offsets, turn_calls = (arrays[name].tolist() for name in SAMPLES)
+    cuts = (offsets, n), (turn_offsets, len(turn_calls))
+    sorted_well = all(ends == sorted(ends) and (ends[:1], ends[-1:]) == ([0], [size]) for ends, size in cuts)
+    return sorted_well and len(offsets) == len(turn_offsets) and {len(wall), len(cpu), sum(turn_calls)} == {n}
 
 
 def _unpacked(data: bytes) -> int:

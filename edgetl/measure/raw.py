@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgetl import store
 from edgetl.measure import measurement
@@ -16,23 +17,28 @@ from edgetl.measure.probing import Sample
 
 
 def pack(samples: Sequence[Sample | None]) -> bytes:
-    """Return an .npz of int64 arrays: process i has wall_ns and cpu_ns from offsets[i] to offsets[i + 1].
+    """Return an .npz of flat int64 arrays.
 
-    Its turns are rows of `turns` from turn_offsets[i] to turn_offsets[i + 1]: begin and end in nanoseconds, and how many
-    of its samples they hold. A process that was stopped has neither.
+    Process i has wall_ns and cpu_ns from offsets[i] to offsets[i + 1], in turns of so many calls as turn_calls says from
+    turn_offsets[i] to turn_offsets[i + 1]. A process that was stopped has nothing.
     """
     walls = [np.asarray(s.wall if s else [], np.int64) for s in samples]
     cpus = [np.asarray(s.cpu if s else [], np.int64) for s in samples]
-    turns = [np.asarray(s.turns if s else [], np.int64).reshape(-1, 3) for s in samples]
-    arrays = {"wall_ns": walls, "cpu_ns": cpus, "turns": turns}
-    offsets = {"offsets": walls, "turn_offsets": turns}
+    turns = [np.asarray([calls for _, _, calls in s.turns] if s else [], np.int64) for s in samples]
     file = io.BytesIO()
     np.savez_compressed(
         file,
-        **{name: np.cumsum([0, *map(len, parts)], dtype=np.int64) for name, parts in offsets.items()},
-        **{name: np.concatenate(parts) for name, parts in arrays.items()},
+        offsets=_offsets(walls),
+        wall_ns=np.concatenate(walls),
+        cpu_ns=np.concatenate(cpus),
+        turn_offsets=_offsets(turns),
+        turn_calls=np.concatenate(turns),
     )
     return file.getvalue()
+
+
+def _offsets(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.cumsum([0, *map(len, parts)], dtype=np.int64)
 
 
 def keep(one: Measurement, samples: bytes | None, path: Path) -> Measurement:

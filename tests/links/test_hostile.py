@@ -134,7 +134,10 @@ def npz(**arrays: Any) -> bytes:
 
 
 INTS = np.arange(4, dtype=np.int64)
-SAMPLES = {"offsets": np.array([0, 2, 4]), "wall_ns": INTS, "cpu_ns": INTS}
+SAMPLES = {
+    "offsets": np.array([0, 2, 4]), "wall_ns": INTS, "cpu_ns": INTS,
+    "turn_offsets": np.array([0, 1, 3]), "turn_calls": np.array([2, 1, 1]),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -147,6 +150,10 @@ SAMPLES = {"offsets": np.array([0, 2, 4]), "wall_ns": INTS, "cpu_ns": INTS}
         npz(**(SAMPLES | {"cpu_ns": INTS.astype(np.float64)})),
         npz(**(SAMPLES | {"offsets": np.array([0, 5, 4])})),
         npz(**(SAMPLES | {"offsets": np.zeros(0, np.int64)})),
+        npz(**(SAMPLES | {"turn_offsets": np.array([0, 3])})),
+        npz(**(SAMPLES | {"turn_offsets": np.array([0, 1, 4])})),
+        npz(**(SAMPLES | {"turn_calls": np.array([2, 1, 2])})),
+        npz(**(SAMPLES | {"turn_calls": np.array([5, -2, 1])})),
         npz(**(SAMPLES | {"wall_ns": np.array(["x"] * 4, dtype=object)})),
         npz(offsets=INTS),
     ],

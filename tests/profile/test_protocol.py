@@ -63,6 +63,7 @@ def test_the_standard_mode_measures_the_baseline_twice_and_keeps_the_samples(mak
         assert hashlib.sha256(samples.read_bytes()).hexdigest() == value["latency"]["samples_sha256"]
         with np.load(samples, allow_pickle=False) as arrays:
             offsets, wall = arrays["offsets"], arrays["wall_ns"]
+            assert len(arrays["turn_offsets"]) == len(offsets)
         assert (offsets[0], offsets[-1], len(offsets)) == (0, len(wall), 3)
         medians = [np.median(wall[a:b]) / 1e6 for a, b in pairwise(offsets)]
         assert medians == pytest.approx(value["latency"]["rounds_p50_ms"])
