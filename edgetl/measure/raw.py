@@ -19,8 +19,8 @@ from edgetl.measure.probing import Sample
 def pack(samples: Sequence[Sample | None]) -> bytes:
     """Return an .npz of flat int64 arrays.
 
-    Process i has wall_ns and cpu_ns from offsets[i] to offsets[i + 1], in turns of so many calls as turn_calls says from
-    turn_offsets[i] to turn_offsets[i + 1]. A process that was stopped has nothing.
+    Process i has wall_ns and cpu_ns from offsets[i] to offsets[i + 1], in turns of so many calls as turn_calls says
+    from turn_offsets[i] to turn_offsets[i + 1]. A process that was stopped has nothing.
     """
     walls = [np.asarray(s.wall if s else [], np.int64) for s in samples]
     cpus = [np.asarray(s.cpu if s else [], np.int64) for s in samples]

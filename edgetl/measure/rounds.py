@@ -50,7 +50,7 @@ class Effort:
     """How much one mode measures: rounds are added until every median is known well enough, or time is up."""
 
     rounds: int
-    most: int  # while a median is too uncertain to count, more
+    most: int
     enough: float  # relative half-width of the median
     seconds: float  # no further round is begun that would end later,
     patience: float  # or, while a median is too uncertain to count, later than this
@@ -66,8 +66,8 @@ class Effort:
 
 
 EFFORTS: dict[Mode, Effort] = {
-    "quick": Effort(3, 15, 0.02, 20, 180, 0.2, 3, 1.0, 64, 30, False),
-    "standard": Effort(5, 15, 0.02, 120, 600, 1.0, 10, 3.0, 200, 30, True, True),
+    "quick": Effort(3, 60, 0.02, 20, 180, 0.2, 3, 1.0, 64, 30, False),
+    "standard": Effort(5, 60, 0.02, 120, 600, 1.0, 10, 3.0, 200, 30, True, True),
     "certify": Effort(7, 25, 0.01, 3600, 7200, 3.0, 10, 60.0, 200, 120, True, True, 600.0, 1 << 20),
 }
 
@@ -259,13 +259,11 @@ def _enough(samples: Samples, bench: Bench, done: int, seconds: float) -> bool:
     if done < effort.rounds:
         return False
     finished = [[s for s in one if s is not None] for one in samples.values()]
-    if min(map(len, finished)) < 2:
+    if done >= effort.most or min(map(len, finished)) < 2:
         return True
     widest = max(intervals.half_width(summary.judged(one, cpu=cpu)) for one in finished)
-    uncertain = widest > noise.HALF_WIDTH
-    if widest <= effort.enough or (done >= effort.most and not uncertain):
-        return True
-    return seconds * (done + 1) / done > (effort.patience if uncertain else effort.seconds)
+    limit = effort.patience if widest > noise.HALF_WIDTH else effort.seconds
+    return widest <= effort.enough or seconds * (done + 1) / done > limit
 
 
 def _control(base: Subject | None, samples: Samples, device: Device) -> Interval | None:
