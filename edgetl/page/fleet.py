@@ -64,7 +64,7 @@ def figure(facts: Facts) -> dict[str, Json] | None:
     groups = [list(_traces(facts, *one)) for one in zip(places(facts), cycle(COLOURS), strict=False)]
     if sum(map(bool, groups)) < 2:
         return None
-    x = {"title": {"text": "median ms of a call, on each device's own clock (less is better)"}, "type": "log"}
+    x = {"title": {"text": "median ms of a call (less is better)"}, "type": "log"}
     return {"data": [trace for group in groups for trace in group], "layout": charts.against_accuracy(x)}
 
 

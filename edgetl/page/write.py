@@ -105,8 +105,8 @@ def _fleet(facts: Facts) -> list[Markup]:
     if fleet.figure(facts) is None:
         return []
     note = (
-        "One line a device through its best trade-offs; a star is what ships there. Hollow: no better than another "
-        "file, or, as a star, predicted where nothing was measured."
+        "One line a device through its best trade-offs, by its own clock; a star is what ships there. Hollow: no "
+        "better than another file, or, as a star, predicted where nothing was measured."
     )
     return [_chart(FLEET, "Accuracy against time, all devices"), markup.tag("p", note)]
 
