@@ -7,6 +7,7 @@ import importlib.util
 import io
 import logging
 import shutil
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class Given:
     network: Path  # the saved torch network
     base: Path  # its ONNX file at fp32
     calibration: Sequence[Feed]  # training samples
-    optimum: Path | None  # the file that optimum's exporter made in an environment of its own
+    optimum: Path | None  # the Python of an environment with optimum's exporter
     compiles: bool  # torch.compile takes minutes
 
 
@@ -49,7 +50,7 @@ def entries(given: Given, out: Path) -> dict[str, Entry]:
         "torch eager": lambda: Entry("torch", given.network),
         "torch.compile": lambda: _compiled(given),
         "onnx fp32": lambda: Entry("onnxruntime", given.base),
-        "optimum onnx": lambda: _optimum(given),
+        "optimum onnx": lambda: _optimum(out / "optimum.onnx", given),
         "onnx int8 dynamic": lambda: _written(out / "dynamic.onnx", given, _dynamic),
         "onnx int8 static": lambda: _written(out / "static.onnx", given, _static),
         "openvino fp32": lambda: Entry("openvino", given.base, "f32"),
@@ -68,10 +69,15 @@ def _compiled(given: Given) -> Entry:
     return Entry("torch-compile", given.network)
 
 
-def _optimum(given: Given) -> Entry:
-    if given.optimum is None or not given.optimum.is_file():
-        return Entry(skipped="not run: no file of optimum's exporter was given")
-    return Entry("onnxruntime", given.optimum)
+def _optimum(path: Path, given: Given) -> Entry:
+    if given.optimum is None:
+        return Entry(skipped="not run: no environment with optimum was given")
+    if not path.is_file():
+        script = Path(__file__).parent / "_export_optimum.py"
+        done = subprocess.run([given.optimum, script, given.network, path], capture_output=True, text=True, check=False)
+        if done.returncode:
+            return Entry(skipped=f"failed: {done.stderr.strip().splitlines()[-1][:120]}")
+    return Entry("onnxruntime", path)
 
 
 def _olive() -> Entry:

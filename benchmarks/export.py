@@ -69,7 +69,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--minilm", help="all-MiniLM-L6-v2: a folder, or the hub id")
     parser.add_argument("--cifar10", type=Path, help="folder with CIFAR-10 as train*.npz and test.npz")
     parser.add_argument("--weights", type=Path, help="folder with resnet-cifar10/ and efficientnet-lite0-imagenet/")
-    parser.add_argument("--optimum", type=Path, help="folder with NETWORK.onnx, made by optimum's exporter elsewhere")
+    parser.add_argument("--optimum", type=Path, help="the Python of an environment with edgetl[optimum]")
     parser.add_argument("--only", nargs="+", help="these networks alone")
     parser.add_argument("--quick", action="store_true", help="the demo's digits only")
     parser.add_argument("--out", type=Path, help=f"JSON file [default: {RESULT.relative_to(ROOT)}; quick: below runs/]")
@@ -95,8 +95,7 @@ def conditions(*, quick: bool) -> Row:
 def measured(job: Job, options: argparse.Namespace) -> list[Row]:
     """All rows of one network."""
     made = prepared(job)
-    optimum = options.optimum / f"{job.name}.onnx" if options.optimum else None
-    every = rows_of(made, optimum, compiles=not options.quick)
+    every = rows_of(made, options.optimum, compiles=not options.quick)
     running = {name: entry for name, entry in every.items() if not entry.skipped}
     for name in [name for name, entry in running.items() if (problem := answered(made, name, entry))]:
         every[name] = Entry(skipped=f"failed: {problem}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,12 @@ from numpy.typing import NDArray
 
 from edgetl import evaluate, gates, store
 from edgetl.bundle import Bundle, open_bundle
-from edgetl.errors import GateMissed, Refused
+from edgetl.errors import BadInput, GateMissed, Refused
 from edgetl.evaluate import Score, interval_json
 from edgetl.gates import Facts, Verdict
 from edgetl.intervals import Interval
 from edgetl.measure import measurement
+from edgetl.measure.comparing import across_runs
 from edgetl.measure.measurement import Measurement
 from edgetl.recipe.plan import files, folder_name
 from edgetl.types import Json
@@ -98,6 +100,22 @@ def rows(run: Path, plan: Mapping[str, Json]) -> list[Row]:
         )
         for name, bundle in opened
     ]
+
+
+def against_fp32(row: Row, rows: Sequence[Row]) -> dict[str, Interval]:
+    """Return, by device, a file's time over that of the same network at fp32, of the same target where there is one.
+
+    Empty for fp32 itself, and where one of the two has no valid measurement.
+    """
+    same = [one for one in rows if one.name == row.name and one.precision == "fp32"]
+    own = min(same, key=lambda one: one.target != row.target, default=row)
+    found = {}
+    for device, m in row.measured.items() if row.precision != "fp32" else ():
+        fp32 = own.measured.get(device)
+        if fp32 is not None and "invalid" not in (m.verdict, fp32.verdict):
+            with contextlib.suppress(BadInput):  # measured with other versions or settings, or another baseline
+                found[device] = across_runs(m, fp32)
+    return found
 
 
 def judge(run: Path, plan: Mapping[str, Json], device: str | None = None) -> None:

@@ -65,14 +65,14 @@ def compare_all(base: Baseline, ratios: Mapping[str, Sequence[float]]) -> dict[s
 
 def word(ratio: Interval, control: Interval | None) -> Word:
     """Return what an interval of new / base says; nothing where the control says that the rounds cannot tell."""
-    return "inconclusive" if doubted(ratio, control) else _plain_word(ratio)
+    return "inconclusive" if doubted(ratio, control) else plain_word(ratio)
 
 
 def doubted(ratio: Interval, control: Interval | None) -> bool:
     """Say whether the baseline differs from itself, or is known less well than the difference that is claimed."""
     if control is None:
         return False
-    effect = SAME if _plain_word(ratio) == "equivalent" else abs(math.log(ratio.value))
+    effect = SAME if plain_word(ratio) == "equivalent" else abs(math.log(ratio.value))
     return _excludes_one(control) or _half(control) > effect
 
 
@@ -134,7 +134,8 @@ def across_runs(new: Measurement, old: Measurement) -> Interval:
     return Interval(math.exp(middle), math.exp(middle - half), math.exp(middle + half))
 
 
-def _plain_word(ratio: Interval) -> Word:
+def plain_word(ratio: Interval) -> Word:
+    """Return what an interval of new / base says, whatever a control says."""
     if ratio.high < 1 - THRESHOLD:
         return "faster"
     if ratio.low > 1 + THRESHOLD:

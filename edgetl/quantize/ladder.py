@@ -13,9 +13,13 @@ from edgetl.device import Device
 from edgetl.errors import BadHost, OutOfResources, Refused
 from edgetl.evaluate import interval_json
 from edgetl.intervals import Interval
+from edgetl.measure import noise
 from edgetl.measure.measurement import Measurement
 from edgetl.stages.profile import profile
 from edgetl.types import Json
+
+VOID = noise.FATAL | {"failed_rounds"}
+"""The flags of a measurement that tells nothing."""
 
 log = logging.getLogger("edgetl")
 
@@ -85,7 +89,7 @@ def _finally(bundles: Sequence[Path], device: Device) -> list[Measurement | None
     if len(close) > 1 or any(_proven(times[i]) == 1 for i in close):
         again = _timed([bundles[0], *(bundles[i] for i in close)], device, 1)
         for i, m in zip(close, again[1:], strict=True):
-            times[i] = m if m is not None and m.verdict != "invalid" else times[i]
+            times[i] = m if _tells(m) else times[i]
     return times
 
 
@@ -102,15 +106,20 @@ def _timed(bundles: Sequence[Path], device: Device, seed: int) -> list[Measureme
 
 def _proven(m: Measurement | None) -> float:
     """Return the time over fp32's where it is proven to be less, else 1: what is not faster is no reason to change."""
-    ratio = m.comparison if m is not None and m.verdict != "invalid" else None
+    ratio = m.comparison if m is not None and _tells(m) else None
     return ratio.ratio if ratio is not None and ratio.word == "faster" and ratio.judged.high < 1 else 1.0
+
+
+def _tells(m: Measurement | None) -> bool:
+    """Say whether a ratio counts: its own interval tells how sure it is, however uncertain the time of one file is."""
+    return m is not None and (m.verdict != "invalid" or not VOID & set(m.noise.flags))
 
 
 def _reason(m: Measurement | None, best: float) -> str:
     """Return why a file that keeps the gates does not ship."""
     if m is None:
         return "keeps the gates; not timed"
-    if m.verdict == "invalid":
+    if not _tells(m):
         return f"its time is not known: {', '.join(m.noise.flags) or 'too uncertain'}"
     if m.comparison is None:
         return "slower than the one that ships"
@@ -137,5 +146,5 @@ def _rung(one: Checked, reason: str, m: Measurement | None = None) -> Rung:
         lowered.file.stat().st_size,
         lowered.given_back,
         (m.latency.cpu_p50 if m.by_cpu_time else m.latency.p50) if m is not None and valid else None,
-        m.comparison.interval if m is not None and valid and m.comparison else None,
+        m.comparison.interval if m is not None and _tells(m) and m.comparison else None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,26 +19,19 @@ from edgetl.overview import DASH, count, overview
 from edgetl.page import fleet
 from edgetl.page import write as page
 from edgetl.page.facts import Facts, Sheet
-from edgetl.page.precisions import precisions
+from edgetl.page.precisions import precisions, unpaid
 from edgetl.recipe.plan import files, folder_name, read_plan
 from edgetl.types import Json
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+log = logging.getLogger("edgetl")
+
 SCHEMA_VERSION = 1
 ACCURACY = (
-    "file",
-    "MACs",
-    "params",
-    "MB",
-    "accuracy %",
-    "balanced %",
-    "macro-F1 %",
-    "ECE %",
-    "drop, points",
-    "largest difference",
-    "agreement",
+    *("file", "MACs", "params", "MB", "accuracy %", "balanced %", "macro-F1 %", "ECE %", "drop, points"),
+    *("largest difference", "agreement"),
 )
 _UNITS = (
     "Accuracy, macro-F1 and ECE, the expected calibration error over 10 bins, in percent, drops in percentage points, "
@@ -137,6 +131,8 @@ def report(run: Path) -> Report:
     made = Report(run, plan["name"], rows, devices, _missing(plan, rows), plan)
     store.write_json(run / "report.json", made.to_json())
     store.write_bytes(run / "report.md", made.markdown().encode())
+    for sentence in unpaid(rows):
+        log.warning("%s", sentence)
     unmeasured = [line.removeprefix("- ").replace("`", "") for line in _not_measured(made).splitlines()]
     page.write(made.facts, _sheets(made), unmeasured)
     return made

@@ -69,6 +69,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Maker:
         folder: Path | None = None,
         target: str = "onnx",
         needs: tuple[str, str] = ("onnxruntime", ">=1.20"),
+        **more: object,
     ) -> Path:
         model, weights = tiny(width, layers, 0)
         folder = folder or tmp_path_factory.mktemp(name) / "onnx-fp32"
@@ -81,7 +82,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Maker:
             logits = logits @ w
         macs = sum(w.size for w in weights)
         golden = Golden(None, {"pixel_values": x}, logits, np.argmax(logits, axis=1).astype(np.int64))
-        write_bundle(folder, manifest(name, macs, target, needs), {"model.onnx": file}, golden)
+        write_bundle(folder, {**manifest(name, macs, target, needs), **more}, {"model.onnx": file}, golden)
         file.unlink()
         return folder
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from edgetl import artifact
 from edgetl.artifact import Trial
 from edgetl.bundle import open_bundle
 from edgetl.errors import BadInput
+from edgetl.intervals import Interval
 from edgetl.quantize import ladder, produce
 from edgetl.quantize.bar import Practice
 from edgetl.quantize.ladder import Rung
@@ -127,3 +130,19 @@ def test_a_candidate_that_misses_a_gate_is_not_even_timed(
     assert timed == [[order.out / "fp32"]]
     assert found.rungs[1].reason == "misses agreement: 0.5, limit 0.9"
     assert found.chosen.lowered.target.precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "flags", "counts"),
+    [
+        ("noisy", ["load"], True),
+        ("invalid", ["instability"], True),  # the median of one file is uncertain, the ratio of two is not
+        ("invalid", ["throttled"], False),
+        ("invalid", ["failed_rounds"], False),
+    ],
+)
+def test_a_ratio_counts_by_its_own_interval(verdict: str, flags: list[str], counts: bool) -> None:
+    ratio = SimpleNamespace(word="faster", ratio=0.5, judged=Interval(0.5, 0.49, 0.51))
+    m: Any = SimpleNamespace(verdict=verdict, noise=SimpleNamespace(flags=flags), comparison=ratio)
+    assert ladder._proven(m) == (0.5 if counts else 1)
+    assert ladder._reason(m, 0.4).startswith("faster than fp32" if counts else "its time is not known")
