@@ -26,7 +26,7 @@ def open_data(recipe: Recipe, run: Path) -> tuple[Examples, Prepared]:
     """
     model = recipe.frame.model
     family = plugins.find("families", model.family)
-    examples = recipe.data.examples()
+    examples = recipe.data.all_examples()
     kind = kind_of(examples.raw)
     if kind != family.data:
         fix = f"choose a family for {kind} data, or another data source"

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.errors import BadInput, EdgetlError, Refused
-from edgetl.examples import PARTS, Examples, Part, Source
+from edgetl.examples import PARTS, UNLABELLED, Examples, Part, Source
 from edgetl.operations import INPUTS, kind_of
 from edgetl.preprocess import IDS, MASK, Preprocess, Raw
 from edgetl.splits import split
@@ -41,7 +41,7 @@ class Prepared:
     raw: Raw
     labels: tuple[str, ...]
     operations: tuple[Operation, ...]
-    y: NDArray[np.int64]  # (N,)
+    y: NDArray[np.int64]  # (N,), -1 of an unlabelled row
     splits: Mapping[Part, NDArray[np.int64]]  # row numbers, ascending
     inputs: Mapping[str, Array]  # head outputs by input name, (N, ...), memory-mapped
     digest: str  # over the examples, operations and splits
@@ -123,7 +123,8 @@ def open_prepared(folder: Path) -> Prepared:
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in facts["inputs"]}
         raw = Raw(facts["raw"]["kind"], facts["raw"]["dtype"], tuple(facts["raw"]["shape"]))
         y = np.load(folder / "y.npy")
-        splits = {part: np.load(folder / f"{part}.npy") for part in PARTS}
+        parts = [*PARTS, UNLABELLED] if UNLABELLED in facts["recorded"] else PARTS
+        splits = {part: np.load(folder / f"{part}.npy") for part in parts}
         prepared = Prepared(
             *(folder, raw, tuple(facts["labels"]), tuple(facts["operations"]), y, splits, arrays),
             **{key: facts[key] for key in ("digest", "recorded")},
@@ -216,7 +217,8 @@ def _recorded(
     shares = {"validation": source.validation, "test": source.test}
     record: dict[str, Json] = {}
     for part, rows in splits.items():
-        counts = np.bincount(examples.y[rows], minlength=len(examples.labels)).tolist()
+        known = examples.y[rows][examples.y[rows] >= 0]
+        counts = np.bincount(known, minlength=len(examples.labels)).tolist()
         published = part in examples.parts
         record[part] = {
             "made": "published" if published else "cut",

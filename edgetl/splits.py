@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.errors import BadInput, BadInputs
-from edgetl.examples import PARTS, Examples, Part, Source
+from edgetl.examples import PARTS, UNLABELLED, Examples, Part, Source
 
 TRIES = 200
 """Random choices of groups, of which the one that keeps the shares of the classes best is taken."""
@@ -34,7 +34,7 @@ def split(
         left = len(missing) - number  # parts that are still to come from train, this one included
         cut = _by_class if examples.groups is None else _by_group
         parts["train"], parts[part] = map(np.sort, cut(examples, parts["train"], share, left, seed))
-    return {part: parts[part] for part in PARTS}
+    return {part: parts[part] for part in (*PARTS, UNLABELLED) if part in parts}
 
 
 def _by_class(
@@ -79,7 +79,7 @@ def _by_group(
 
 def _check_counts(examples: Examples, parts: Mapping[Part, NDArray[np.int64]], needed: int) -> None:
     errors = []
-    for part, rows in parts.items():
+    for part, rows in ((part, rows) for part, rows in parts.items() if part != UNLABELLED):
         counts = np.bincount(examples.y[rows], minlength=len(examples.labels))
         least = needed if part == "train" else 1
         for number in np.flatnonzero(counts < least):

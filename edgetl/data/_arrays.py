@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,15 +96,27 @@ def pair(
         BadInput: there is no array of such a name.
 
     """
-    found = []
-    for key, own, usual in zip("xy", names, (X_NAMES, Y_NAMES), strict=True):
-        wanted = [f"{name}{ending}" for name in ((own,) if own is not None else usual)]
-        name = next((name for name in wanted if name in arrays), None)
-        if name is None:
-            problem = f"{file} has no {' or '.join(wanted)}, only {', '.join(sorted(arrays)) or 'nothing'}"
-            raise BadInput(problem, fix=f"give the name of the array as data.{key}")
-        found.append(arrays[name])
-    return found[0], found[1]
+    return samples(arrays, names[0], file, ending), _named(arrays, "y", names[1], file, ending)
+
+
+def samples(arrays: Mapping[str, Array], name: str | None, file: Path, ending: str = "") -> Array:
+    """Return the samples out of the arrays of a file: under the name given, else under a usual one.
+
+    Raises:
+        BadInput: there is no array of such a name.
+
+    """
+    return _named(arrays, "x", name, file, ending)
+
+
+def _named(arrays: Mapping[str, Array], key: Literal["x", "y"], own: str | None, file: Path, ending: str) -> Array:
+    usual = {"x": X_NAMES, "y": Y_NAMES}[key]
+    wanted = [f"{name}{ending}" for name in ((own,) if own is not None else usual)]
+    name = next((name for name in wanted if name in arrays), None)
+    if name is None:
+        problem = f"{file} has no {' or '.join(wanted)}, only {', '.join(sorted(arrays)) or 'nothing'}"
+        raise BadInput(problem, fix=f"give the name of the array as data.{key}")
+    return arrays[name]
 
 
 def check_pair(x: Array, y: Array, where: str) -> None:

@@ -25,8 +25,12 @@ class Table:
     places: Sequence[str]
 
 
-def read_csv(path: Path, columns: tuple[str, str], delimiter: str, quoting: str) -> Table:
-    """Return the columns of texts and of labels of a UTF-8 file with a header line.
+NO_CLASS = "-"
+"""The label of a text from a table that is read without classes."""
+
+
+def read_csv(path: Path, columns: tuple[str, str | None], delimiter: str, quoting: str) -> Table:
+    """Return the columns of texts and of labels, or without these, of a UTF-8 file with a header line.
 
     Raises:
         BadInput: a column is missing, a row has too few cells or no label, or the file cannot be read.
@@ -40,7 +44,7 @@ def read_csv(path: Path, columns: tuple[str, str], delimiter: str, quoting: str)
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=delimiter, quoting=mode, strict=True)
             header = next(reader, [])
-            at = [_column(name, header, path) for name in columns]
+            at = [_column(name, header, path) for name in columns if name is not None]
             line = reader.line_num
             for row in reader:
                 if row:
@@ -56,8 +60,22 @@ def read_csv(path: Path, columns: tuple[str, str], delimiter: str, quoting: str)
     return _table(rows, path)
 
 
-def read_parquet(path: Path, text: str, label: str) -> Table:
-    """Return the columns of texts and of labels of a parquet file.
+def read_lines(path: Path) -> Table:
+    """Return the lines of a UTF-8 file that are not empty, without classes.
+
+    Raises:
+        BadInput: there is none, or the file cannot be read.
+
+    """
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: {error}", fix="save it as UTF-8, a text a line") from error
+    return _table([(text, NO_CLASS, f"{path}:{i}") for i, text in enumerate(lines, 1) if text.strip()], path)
+
+
+def read_parquet(path: Path, text: str, label: str | None) -> Table:
+    """Return the columns of texts and of labels, or without these, of a parquet file.
 
     Raises:
         BadInput: a column is missing, a cell is no text or label, or the file cannot be read.
@@ -70,12 +88,14 @@ def read_parquet(path: Path, text: str, label: str) -> Table:
         raise BadHost("parquet files need pyarrow", fix='pip install "edgetl[data]"') from error
     try:
         names = parquet.read_schema(path).names
-        for name in (text, label):
+        wanted = [name for name in (text, label) if name is not None]
+        for name in wanted:
             _column(name, names, path)
-        table = parquet.read_table(path, columns=[text, label])
+        table = parquet.read_table(path, columns=wanted)
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} is no parquet file: {error}", fix="write it again") from error
-    cells = zip(table[text].to_pylist(), table[label].to_pylist(), strict=True)
+    values = [NO_CLASS] * len(table) if label is None else table[label].to_pylist()
+    cells = zip(table[text].to_pylist(), values, strict=True)
     return _table([(*plain_cells(t, y, f"{path} row {i}"), f"{path} row {i}") for i, (t, y) in enumerate(cells)], path)
 
 
@@ -101,7 +121,7 @@ def _cells(row: Sequence[str], header: Sequence[str], at: Sequence[int], place: 
     if len(row) != len(header):
         fix = "quote cells that hold the delimiter, or set data.quoting"
         raise BadInput(f"{place}: {len(row)} cells where the header has {len(header)}", fix=fix)
-    return plain_cells(row[at[0]], row[at[1]].strip(), place)
+    return plain_cells(row[at[0]], row[at[1]].strip() if len(at) > 1 else NO_CLASS, place)
 
 
 def _column(name: str, names: Sequence[str], path: Path) -> int:

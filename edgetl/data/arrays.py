@@ -8,11 +8,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgetl.data._arrays import array_examples, check_equal, check_pair, classes, pair, plain, read_idx, read_npz
+from edgetl.data._arrays import (
+    array_examples,
+    check_equal,
+    check_pair,
+    classes,
+    pair,
+    plain,
+    read_idx,
+    read_npz,
+    samples,
+)
 from edgetl.data._examples import existing, joined, named_parts, names_beside
 from edgetl.data._fields import ImageFields, image_operations
 from edgetl.errors import BadInput
-from edgetl.examples import Examples, Part, Source
+from edgetl.examples import Examples, Part, Source, Unlabelled
 from edgetl.preprocess import Raw
 from edgetl.types import Array, Operation
 
@@ -43,6 +53,15 @@ class Arrays(ImageFields, Source):
         labels, y = classes(np.concatenate([y for _, y in pairs.values()]), names, root)
         parts = joined({part: len(y) for part, (_, y) in pairs.items()})
         return array_examples(x, y, labels, parts, str(root))
+
+    def read_unlabelled(self, path: Path, raw: Raw) -> Unlabelled:
+        """Read the samples of an npz file, or an IDX file of images."""
+        found = samples(read_npz(path), self.x, path) if path.suffix == ".npz" else read_idx(path)
+        x = np.ascontiguousarray(plain(found, path))
+        if (x.dtype.name, x.shape[1:]) != (raw.dtype, raw.shape):
+            problem = f"{path} holds samples of {x.shape[1:]} {x.dtype}, the labelled ones are {raw.shape} {raw.dtype}"
+            raise BadInput(problem, fix="give samples of one shape and type")
+        return Unlabelled(len(x), lambda row: x[row].tobytes(), lambda row: f"{path} row {row}")
 
     def operations(self, raw: Raw, prep: Prep) -> tuple[Operation, ...]:
         """Return the list for images, or only `to_float` for other arrays."""

@@ -21,7 +21,7 @@ from edgetl.data._examples import (
 )
 from edgetl.data._fields import ImageFields, image_operations
 from edgetl.errors import BadInput
-from edgetl.examples import Examples, Part, Source
+from edgetl.examples import Examples, Part, Source, Unlabelled
 from edgetl.preprocess import Raw
 from edgetl.types import Operation
 
@@ -62,6 +62,13 @@ class ImageFolder(ImageFields, Source):
             skip_share=self.skip_share,
         )
 
+    def read_unlabelled(self, path: Path, raw: Raw) -> Unlabelled:
+        """List the images in a folder and below it, in whatever folders they lie."""
+        files = sorted(filter(_image, path.rglob("*"))) if path.is_dir() else []
+        if not files:
+            raise BadInput(f"{path} is no folder with images", fix=f"set data.unlabelled to one with {_known()}")
+        return Unlabelled(len(files), lambda row: file_bytes(files[row]), lambda row: str(files[row]))
+
     def operations(self, raw: Raw, prep: Prep) -> tuple[Operation, ...]:
         """Return the list: decode, resize, channels first, to float, normalise."""
         return image_operations(self, raw, prep)
@@ -77,13 +84,17 @@ def _classes(folder: Path) -> Mapping[str, list[Path]]:
     classes = {path.name: sorted(filter(_image, path.rglob("*"))) for path in _subfolders(folder)}
     classes = {name: paths for name, paths in classes.items() if paths}
     if not classes:
-        known = " ".join(sorted(SUFFIXES))
-        raise BadInput(f"{folder} holds no images in class folders", fix=f"make one folder a class with files {known}")
+        fix = f"make one folder a class with files {_known()}"
+        raise BadInput(f"{folder} holds no images in class folders", fix=fix)
     return classes
 
 
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _known() -> str:
+    return " ".join(sorted(SUFFIXES))
 
 
 def _image(path: Path) -> bool:

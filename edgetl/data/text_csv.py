@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 from edgetl.data._examples import check_classes, class_names, existing, named_parts, names_beside
 from edgetl.data._fields import TextFields, text_operations
-from edgetl.data._tables import SUFFIXES, Table, read_csv, read_parquet
-from edgetl.data._texts import text_examples
+from edgetl.data._tables import SUFFIXES, Table, read_csv, read_lines, read_parquet
+from edgetl.data._texts import text_examples, unlabelled_texts
 from edgetl.errors import BadInput
-from edgetl.examples import Examples, Part, Source
+from edgetl.examples import Examples, Part, Source, Unlabelled
 from edgetl.preprocess import Raw
 from edgetl.types import Operation
 
@@ -32,7 +32,7 @@ class TextCsv(TextFields, Source):
     def examples(self) -> Examples:
         """Read every part, published ones kept apart."""
         root = existing(self.root)
-        tables = {part: self._table(path) for part, path in _files(root).items()}
+        tables = {part: self._table(path, self.label) for part, path in _files(root).items()}
         names = names_beside(root if root.is_dir() else root.parent, self.labels)
         labels = names or class_names(tables["train"].labels)
         check_classes(labels, str(root))
@@ -42,13 +42,19 @@ class TextCsv(TextFields, Source):
         """Return the list: tokenize."""
         return text_operations(self, prep)
 
-    def _table(self, path: Path) -> Table:
+    def read_unlabelled(self, path: Path, raw: Raw) -> Unlabelled:
+        """Read a table with a column of texts, or a .txt file with one a line."""
+        fix = "set data.unlabelled to a .csv, .tsv, .parquet or .txt file"
+        if not path.is_file() or path.suffix.lower() not in (*SUFFIXES, ".txt"):
+            raise BadInput(f"{path} is no csv, tsv, parquet or txt file", fix=fix)
+        return unlabelled_texts(read_lines(path) if path.suffix.lower() == ".txt" else self._table(path, None))
+
+    def _table(self, path: Path, label: str | None) -> Table:
         if path.suffix.lower() == ".parquet":
-            return read_parquet(path, self.text, self.label)
+            return read_parquet(path, self.text, label)
         tabs = path.suffix.lower() == ".tsv"
-        return read_csv(
-            path, (self.text, self.label), "\t" if tabs else ",", self.quoting or ("none" if tabs else "standard")
-        )
+        quoting = self.quoting or ("none" if tabs else "standard")
+        return read_csv(path, (self.text, label), "\t" if tabs else ",", quoting)
 
 
 def _files(root: Path) -> dict[Part, Path]:

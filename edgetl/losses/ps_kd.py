@@ -71,7 +71,7 @@ class PsKd(Objective):
 
     def loss(self, course: Course) -> PreviousEpoch:
         """Return the cross entropy with a table of one row per sample."""
-        labels = torch.from_numpy(course.ctx.data.prepared.y)
+        labels = torch.from_numpy(course.ctx.data.prepared.y).clamp(min=0)  # unlabelled rows are in no batch
         return PreviousEpoch(labels, len(course.net.labels), self.alpha, course.epochs)
 
 

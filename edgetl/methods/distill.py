@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
 from edgetl import plugins
 from edgetl.errors import BadInput
+from edgetl.examples import UNLABELLED
 from edgetl.network.network import Network, create
 from edgetl.recipe.objective import Losses, check_mixed
 from edgetl.recipe.schema import Context, Need, Schedule, Step, Teacher
 from edgetl.strict import Strict
+from edgetl.train.answers import answers
 from edgetl.train.batches import Data
 from edgetl.train.course import Course, terms
 from edgetl.train.fit import fit
 from edgetl.train.training import usual
 from edgetl.types import Json
+
+log = logging.getLogger("edgetl")
 
 
 class Student(Strict):
@@ -40,9 +46,11 @@ class Distill(Step):
     temperature: float = Field(2.0, gt=0)  # above 1 softens both answers before they are compared
     weight: float = Field(0.5, ge=0, le=1)  # of the teacher's term; the labels' term gets the rest
     schedule: Schedule = Schedule()
+    unlabelled: bool = True  # learn from the data's unlabelled part too, under the labels that the teacher gives it
     losses: Losses = ()  # default: the labels and the softened answers, by `weight` and `temperature`
     trains: ClassVar[bool] = True
     cuts: ClassVar[bool] = True
+    labels: ClassVar[bool] = True
     needs: ClassVar[frozenset[Need]] = frozenset({"trained"})
 
     @field_validator("losses")
@@ -68,6 +76,7 @@ class Distill(Step):
             Diverged: the loss is not finite.
 
         """
+        ctx = self._with_unlabelled(net, ctx)
         chosen = self.student or Student(family=net.family.name, source=net.config)
         source = chosen.source
         if not isinstance(source, str) and self.student:
@@ -81,6 +90,18 @@ class Distill(Step):
         student.module.requires_grad_(True).eval()
         # the data is prepared as the incoming network wants it, so that is what the student has learnt to read
         return replace(student, facts={**student.facts, "prep": net.facts.get("prep")})
+
+    def _with_unlabelled(self, teacher: Network, ctx: Context) -> Context:
+        rows = ctx.data.rows(UNLABELLED)
+        if not self.unlabelled or not len(rows):
+            return ctx
+        log.info("%s: the teacher labels %d examples", self.name or self.use, len(rows))
+
+        def make(folder: Path, seed: int) -> None:
+            np.save(folder / "y.npy", answers(teacher, ctx.data, rows).argmax(axis=1), allow_pickle=False)
+
+        said = np.load(ctx.once("labels", {"teacher": teacher}, make) / "y.npy", allow_pickle=False)
+        return replace(ctx, data=ctx.data.labelled(said))
 
 
 def _check_inputs(student: Network, chosen: Student, data: Data) -> None:

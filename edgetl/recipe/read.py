@@ -112,6 +112,9 @@ def check(raw: dict[str, Json], name: str) -> tuple[Recipe | None, list[BadInput
     errors += _merging(nodes, raw, name)
     errors += _limitless(nodes, name) if frame else []
     errors += _names(raw, name)
+    if data is not None and data.unlabelled is not None and not any(n.step and n.step.labels for n in nodes):
+        fix = "add a distill step, whose teacher labels it, or leave data.unlabelled out"
+        errors.append(BadInput(f"{name}: data: no step learns from the unlabelled examples", fix=fix))
     if reference is not None and reference.name in {branches.student_name(n) for n in branches.students(nodes)}:
         errors.append(BadInput(f"{name}: '{reference.name}' is a step and a student", fix="rename the step"))
     if errors or frame is None or data is None or reference is None:

@@ -115,6 +115,7 @@ class Step(Strict, ABC):
     trains: ClassVar[bool] = False  # it fits weights to the labels of this task
     cuts: ClassVar[bool] = False  # it changes the architecture
     needs: ClassVar[frozenset[Need]] = frozenset()
+    labels: ClassVar[bool] = False  # its teacher labels the data's unlabelled part
     shared: ClassVar[bool] = False  # what costs time is made once for all branches
     measured: ClassVar[Mapping[str, tuple[Measured, ...]]] = {}  # by field, what a benchmark says of it
     predicts: ClassVar[bool] = False  # a device that is not attached is no error: what it would take is predicted

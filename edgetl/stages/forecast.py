@@ -69,7 +69,7 @@ def forecast(recipe: Recipe, run: Path) -> Forecast:
     if missing:
         steps = [(n.name, n.branch, False, 0.0) for n in recipe.nodes]
         return Forecast(steps, recipe.student_names(), recipe.reference.name, 0.0, missing)
-    examples = recipe.data.examples()
+    examples = recipe.data.all_examples()
     net = _stand_in(recipe, examples)
     seconds = _forward_seconds(net, recipe.frame.threads)
     rows = len(examples.y)

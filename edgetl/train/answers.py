@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgetl.network.network import Network
 from edgetl.train.batches import Data, Rows
+from edgetl.types import Json
 
 if TYPE_CHECKING:
     from edgetl.recipe.schema import Context
@@ -35,7 +36,7 @@ def answers(net: Network, data: Data, rows: Rows) -> NDArray[np.float32]:
 
 def table(source: Network, ctx: Context) -> NDArray[np.float32]:
     """Return a teacher's logits (N, labels) by row of the data, NaN outside of training, made once for all branches."""
-    parts: Mapping[str, Network] = {"teacher": source}
+    parts: Mapping[str, Json | Network] = {"teacher": source, "data": ctx.data.digest}
 
     def make(folder: Path, seed: int) -> None:
         every = np.full((len(ctx.data.prepared.y), len(source.labels)), np.nan, np.float32)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from edgetl.examples import Augmentation, Part
+from edgetl.examples import UNLABELLED, Augmentation, Part
 from edgetl.prepare import Prepared
 from edgetl.types import Operation
 
@@ -36,8 +37,19 @@ class Data:
         self._resident: dict[torch.device, dict[str, Tensor]] = {}
 
     def rows(self, part: Part) -> Rows:
-        """Return the row numbers of a part."""
-        return self.prepared.splits[part]
+        """Return the row numbers of a part, none where there is no such part."""
+        return self.prepared.splits.get(part, np.zeros(0, np.int64))
+
+    def labelled(self, y: Rows) -> Data:
+        """Return the data with its unlabelled rows in the training part, under these class numbers."""
+        rows, known = self.rows(UNLABELLED), self.prepared
+        every = known.y.copy()
+        every[rows] = y
+        splits = {**known.splits, "train": np.sort(np.append(self.rows("train"), rows)), UNLABELLED: rows[:0]}
+        digest = hashlib.sha256(known.digest.encode() + y.astype("<i8").tobytes()).hexdigest()
+        made = Data(replace(known, y=every, splits=splits, digest=digest), self.augment)
+        made._resident = self._resident  # the inputs are the same
+        return made
 
     def batch(self, rows: Rows, device: str | torch.device = "cpu", draws: Tensor | None = None) -> Batch:
         """Return the inputs of the rows, `labels` (B,) and `index` (B,); with draws (B, ops, 2), augmented."""
