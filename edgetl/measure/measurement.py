@@ -96,6 +96,7 @@ class Config(Record):
     transfers_included: bool
     versions: dict[str, str]
     warmup: Warmup
+    turn_ms: float | None = None  # least length of the turns that the processes of a round took; null: no turns
 
 
 class Latency(Record):

@@ -37,6 +37,7 @@ from edgetl.measure.measurement import (
     Warmup,
 )
 from edgetl.measure.probing import Sample
+from edgetl.measure.turns import TURN_S
 from edgetl.roofline import roofline
 
 
@@ -289,4 +290,5 @@ def _config(subject: Subject, device: Device, done: Sequence[Sample]) -> Config:
         transfers_included=True,
         versions={"python": platform.python_version(), "numpy": np.__version__, name: version},
         warmup=Warmup(inferences=min(s.warm for s in done), steady=all(steady) if steady else None),
+        turn_ms=1e3 * TURN_S if len(done[0].turns) > 1 else None,
     )

@@ -204,9 +204,10 @@ def _device_parts(rows: Sequence[Row], device: str) -> list[str]:
 def _conditions(m: Measurement) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in sorted(m.config.versions.items()))
     threads = f"{m.config.threads} thread{'s' if m.config.threads > 1 else ''}"
+    turns = "one after the other" if m.config.turn_ms is None else f"in turns of {m.config.turn_ms:g} ms"
     return (
         f"{m.device.cpu_model}, kernel {m.device.kernel}, {m.config.provider}, {threads}, batch {m.config.batch}; "
-        f"{m.run.rounds} rounds of fresh processes, interleaved ({m.run.mode}); {versions}. Times are wall time for "
+        f"{m.run.rounds} rounds of fresh processes, {turns} ({m.run.mode}); {versions}. Times are wall time for "
         "one run of the file without pre-processing, medians of n runs with 95 % intervals over rounds; p90 is "
         "MLPerf's early-stopping estimate; cold is opening the file and its first run; peak is memory beyond the bare "
         "runtime's in MB (10^6 bytes), maximum over rounds; the ratio is paired by round and in "
