@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from edgetl import device, intervals, store
 from edgetl.bundle import open_bundle
+from edgetl.device import Device
 from edgetl.intervals import Interval
 from edgetl.prepare import Prepared, open_prepared
 from edgetl.recipe.plan import read_plan
@@ -70,6 +71,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--cifar10", type=Path, help="folder with CIFAR-10 as train*.npz and test.npz")
     parser.add_argument("--weights", type=Path, help="folder with resnet-cifar10/ and efficientnet-lite0-imagenet/")
     parser.add_argument("--optimum", type=Path, help="the Python of an environment with edgetl[optimum]")
+    parser.add_argument(
+        "--device", default=device.LOCAL, help="what `edgetl devices calibrate` wrote, for the roofline"
+    )
     parser.add_argument("--only", nargs="+", help="these networks alone")
     parser.add_argument("--quick", action="store_true", help="the demo's digits only")
     parser.add_argument("--out", type=Path, help=f"JSON file [default: {RESULT.relative_to(ROOT)}; quick: below runs/]")
@@ -102,7 +106,8 @@ def measured(job: Job, options: argparse.Namespace) -> list[Row]:
         del running[name]
     turns, rounds = (QUICK_TURNS, QUICK_ROUNDS) if options.quick else (TURNS, ROUNDS)
     times = {threads: interleaved(made, running, threads, rounds[threads], turns) for threads in rounds}
-    return [row(made, name, entry, times) for name, entry in every.items()]
+    here = device.load_device(options.device)
+    return [row(made, name, entry, times, here) for name, entry in every.items()]
 
 
 def prepared(job: Job) -> Made:
@@ -145,7 +150,7 @@ def rows_of(made: Made, optimum: Path | None, *, compiles: bool) -> dict[str, En
     return found
 
 
-def row(made: Made, name: str, entry: Entry, times: Mapping[int, Mapping[str, list[Row]]]) -> Row:
+def row(made: Made, name: str, entry: Entry, times: Mapping[int, Mapping[str, list[Row]]], here: Device) -> Row:
     """The figures of one row; null is not measured."""
     found: Row = {"network": made.job.name, "row": name, "skipped": entry.skipped or None}
     if entry.skipped:
@@ -164,13 +169,13 @@ def row(made: Made, name: str, entry: Entry, times: Mapping[int, Mapping[str, li
         "turns_cpu_ms": turns_of(one, "cpu_ms"),
         "wall_ms_2": middle(two, "wall_ms"),
         "ratio_2": told(ratio(turns_of(two, "wall_ms"), turns_of(times[2][DENSE], "wall_ms"))),
-        **(chosen(entry, middle(one, "cpu_ms")) if entry.kind == "edgetl" else {}),
+        **(chosen(entry, middle(one, "cpu_ms"), here) if entry.kind == "edgetl" else {}),
     }
 
 
-def chosen(entry: Entry, cpu_ms: float | None) -> Row:
+def chosen(entry: Entry, cpu_ms: float | None, here: Device) -> Row:
     """What `auto` shipped, its ladder, and how near the time comes to the device's roofline where that is known."""
-    manifest, here = open_bundle(entry.file).manifest, device.load_device(device.LOCAL)
+    manifest = open_bundle(entry.file).manifest
     roof = roofline(manifest, here, cpu_ms) if cpu_ms else None
     near = None if roof is None else round(roof.pct_of_roofline, 1)
     ladder = manifest["provenance"]["ladder"]
