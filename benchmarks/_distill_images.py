@@ -109,40 +109,45 @@ class Images:
         folder = self.runs / "teachers" / f"{self.name}-{self.views}"
         if not is_saved(folder):
             data = replace(self, seed=0).part(None if self.shots is None else min(10 * self.shots, self.most()), "many")
-            net = create("resnet_cifar", {**TEACHER, **_shape(data)}, data.labels, 0)
+            net = create("resnet_cifar", {**TEACHER, **shape_of(data)}, data.labels, 0)
             save(trained(net, data, {"use": "finetune"}, self.views, context(data, 0, self.runs / "work")), folder)
         return load(folder)
 
     def most(self) -> int:
         """Return the training images a class beyond which a part for validation would be lacking."""
-        return int(np.bincount(self._read("train")[1]).min()) - VALIDATION
+        return int(np.bincount(self.read("train")[1]).min()) - VALIDATION
 
     def part(self, shots: int | None, what: str) -> Data:
         """Return so many training images a class, drawn by the seed, with validation and test."""
         folder = self.runs / "data" / f"{self.name}-{what}-{shots}-{self.tested}-{self.seed}"
         if not (folder / "classes.txt").is_file():
             self._cut(shots, folder)
-        colour = {"mean": MEAN, "std": STD} if self.name.startswith("cifar") else {}
-        source = Arrays.model_validate({"root": folder, **colour, "augment": AUGMENT[self.name]})
+        source = self.source_of(folder)
         examples = source.examples()
         operations = source.operations(examples.raw, prep_from_json({}, folder))
         return Data(prepare(source, examples, operations, 0, folder / "prepared"), source.augment)
 
+    def source_of(self, folder: Path) -> Arrays:
+        """Return the recipe's line for such a folder."""
+        colour = {"mean": MEAN, "std": STD} if self.name.startswith("cifar") else {}
+        return Arrays.model_validate({"root": folder, **colour, "augment": AUGMENT[self.name]})
+
     def _cut(self, shots: int | None, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        x, y = self._read("train")
+        x, y = self.read("train")
         order = np.random.default_rng(self.seed).permutation(len(y))
         each = [order[y[order] == k] for k in range(int(y.max()) + 1)]
         parts = {"train": [e[VALIDATION:][:shots] for e in each], "validation": [e[:VALIDATION] for e in each]}
         for part, rows in parts.items():
             chosen = np.sort(np.concatenate(rows))
             np.savez(folder / f"{part}.npz", x=x[chosen], y=y[chosen])
-        x, y = self._read("test")
+        x, y = self.read("test")
         np.savez(folder / "test.npz", x=x[: self.tested], y=y[: self.tested])
         names = CLASSES if self.name == "cifar10" else tuple(map(str, range(len(each))))
         (folder / "classes.txt").write_text("\n".join(names) + "\n", "utf-8")
 
-    def _read(self, part: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def read(self, part: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Return images and classes of the published train or test part."""
         if self.source is None:
             return _digits(part)
         if self.name.startswith("cifar"):
@@ -164,7 +169,8 @@ def _digits(part: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return x[rows], found.target[rows].astype(np.int64)
 
 
-def _shape(data: Data) -> dict[str, int]:
+def shape_of(data: Data) -> dict[str, int]:
+    """The sizes of a student that reads this data."""
     channels, size, _ = data.prepared.inputs["pixel_values"].shape[1:]
     return {"num_channels": int(channels), "image_size": int(size)}
 
@@ -215,7 +221,7 @@ def measured(images: Images, row: str, settings: Mapping[str, Any], views: int, 
     """Train one row and judge it on the test part; what it answers right is written to `rights`."""
     data = images.data
     teacher = images.teacher() if "teacher" in settings else None
-    net = create("resnet_cifar", {**STUDENT, **_shape(data)}, data.labels, images.seed)
+    net = create("resnet_cifar", {**STUDENT, **shape_of(data)}, data.labels, images.seed)
     work = images.runs / "work" / f"{images.name}-{row}-{images.seed}"
     started = time.process_time()
     made = trained(net, data, settings, views, context(data, images.seed, work, teacher))

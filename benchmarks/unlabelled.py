@@ -1,9 +1,10 @@
 """What a student gains from examples without labels: the teacher of `distill` labels them.
 
-Fashion-MNIST with few labelled images a class, on which a ResNet-20 is trained; it then teaches a ResNet-8, on the same
-images alone or with others whose labels nobody reads. Every student sees as many images in training, in as many steps.
+Few labelled images a class, and others whose labels nobody reads. On Fashion-MNIST a ResNet-20 that knows no more than
+the labelled images teaches a ResNet-8, on CIFAR-10 a published ResNet-56 does. Every student sees as many images in
+training, in as many steps.
 
-    python benchmarks/unlabelled.py --fashion-mnist DIR
+    python benchmarks/unlabelled.py --fashion-mnist DIR --cifar10 DIR --weights resnet56.safetensors
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _distill_images import STUDENT, Images, context, step_of
+from _distill_images import STUDENT, VALIDATION, Images, context, shape_of, step_of
 from _results import Row, finished, host, keep, percent, points
 from numpy.typing import NDArray
 
 from edgetl import intervals, plugins
-from edgetl.data.arrays import Arrays
 from edgetl.network.network import Network, create
 from edgetl.network.saved import prep_from_json
 from edgetl.prepare import prepare
@@ -36,7 +37,7 @@ RUNS, RESULT = ROOT / "runs" / "benchmarks" / "unlabelled", Path(__file__).paren
 SHOTS, VIEWS, QUICK_VIEWS = 25, 20_000, 4_000
 MORE = (0, 1000, 10_000)
 TEACHER = {"depth": 20, "channels": 16}
-MINUTES_A_SEED = 6
+MINUTES_A_SEED = 12
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Task:
         folder.mkdir(exist_ok=True)
         np.savez(folder / "more.npz", x=self.others[:more])
         extra = {"unlabelled": folder / "more.npz"} if more else {}
-        source = Arrays.model_validate({"root": labelled, "augment": self.images.data.augment, **extra})
+        source = self.images.source_of(labelled).model_copy(update=extra)
         examples = source.all_examples()
         operations = source.operations(examples.raw, prep_from_json({}, folder))
         return Data(prepare(source, examples, operations, 0, folder / "prepared"), source.augment)
@@ -62,6 +63,8 @@ class Task:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--fashion-mnist", type=Path, required=True, help="folder with Fashion-MNIST's four files")
+    parser.add_argument("--cifar10", type=Path, required=True, help="folder with CIFAR-10 as train*.npz and test.npz")
+    parser.add_argument("--weights", type=Path, required=True, help="the published ResNet-56, as safetensors")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one seed, a fifth of the training")
     parser.add_argument("--out", type=Path, help="JSON file [default: benchmarks/results/unlabelled.json]")
@@ -71,10 +74,12 @@ def main() -> None:
     print(f"about {MINUTES_A_SEED * seeds} minutes; finished rows of {out} are kept", flush=True)
     now = conditions(views)
     rows = finished(out, now)
-    for seed in range(seeds):
-        if any(row["seed"] == seed for row in rows):
+    given = {"fashion-mnist": (options.fashion_mnist, None), "cifar10": (options.cifar10, options.weights)}
+    for seed, (name, (source, weights)) in product(range(seeds), given.items()):
+        if any((row["data"], row["seed"]) == (name, seed) for row in rows):
             continue
-        rows += measured(task(options.fashion_mnist.resolve(), views, seed), views)
+        of = task(Images(name, source.resolve(), SHOTS, 10_000, views, seed, RUNS, weights))
+        rows += measured(of)
         keep(out, now, rows, targets(rows))
         print(rows[-1], file=sys.stderr, flush=True)
     show(json.loads(out.read_text("utf-8")))
@@ -85,9 +90,9 @@ def conditions(views: int) -> Row:
     return {
         **host(("edgetl", "torch", "numpy")),
         "threads": 1,
-        "data": "Fashion-MNIST, 10,000 test images",
+        "tested": "the 10,000 test images of each set",
         "labelled": f"{SHOTS} images a class",
-        "teacher": TEACHER,
+        "teachers": {"fashion-mnist": f"{TEACHER}, trained on the labelled images", "cifar10": "a published ResNet-56"},
         "student": STUDENT,
         "views": views,
         "interval": "95 %, paired over all test images of all seeds",
@@ -95,28 +100,27 @@ def conditions(views: int) -> Row:
     }
 
 
-def task(source: Path, views: int, seed: int) -> Task:
-    """The images of one seed; the others are drawn from what is not labelled, without reading a label."""
-    images = Images("fashion-mnist", source, SHOTS, 10_000, views, seed, RUNS)
-    x, y = images._read("train")
-    order = np.random.default_rng(seed).permutation(len(y))
-    known = [order[y[order] == k][: SHOTS + 20] for k in range(10)]
-    left = np.setdiff1d(order, np.concatenate(known))
-    return Task(images, x[np.random.default_rng(seed).permutation(left)[: max(MORE)]])
+def task(images: Images) -> Task:
+    """The images of one seed, and others in no order of their classes."""
+    x, y = images.read("train")
+    order = np.random.default_rng(images.seed).permutation(len(y))
+    known = [order[y[order] == k][: SHOTS + VALIDATION] for k in range(10)]
+    return Task(images, x[order[~np.isin(order, np.concatenate(known))][: max(MORE)]])
 
 
-def measured(of: Task, views: int) -> list[Row]:
+def measured(of: Task) -> list[Row]:
     """The rows of one seed: the teacher, and a student for every number of other images."""
-    few, seed = of.data(0), of.images.seed
-    shape = {"num_channels": 1, "image_size": 28}
-    teacher = create("resnet_cifar", {**TEACHER, **shape}, few.labels, seed)
-    teacher = run({"use": "finetune"}, teacher, few, views, seed)
-    rows = [row("teacher", None, right(teacher, few), seed, of)]
+    few, seed, views = of.data(0), of.images.seed, of.images.views
+    shape = shape_of(few)
+    teacher = of.images.teacher() if of.images.weights else create("resnet_cifar", TEACHER | shape, few.labels, seed)
+    if not of.images.weights:
+        teacher = run({"use": "finetune"}, teacher, few, views, seed)
+    rows = [row("teacher", None, right(teacher, few), of)]
     student = {"use": "distill", "temperature": 4.0, "weight": 0.9,
                "student": {"family": "resnet_cifar", "source": {**STUDENT, **shape}}}  # fmt: skip
     for more in MORE:
         made = run(student, teacher, of.data(more), views, seed)
-        rows.append(row("student", more, right(made, few), seed, of))
+        rows.append(row("student", more, right(made, few), of))
     return rows
 
 
@@ -131,27 +135,27 @@ def right(net: Network, data: Data) -> NDArray[np.bool_]:
     return np.asarray(answers(net, data, rows).argmax(1) == data.prepared.y[rows])
 
 
-def row(name: str, more: int | None, found: NDArray[np.bool_], seed: int, of: Task) -> Row:
-    np.save(rights(of.images.runs, name, more, seed), found)
-    return {"row": name, "unlabelled": more, "seed": seed, "n": len(found), "accuracy": percent(found.mean())}
+def row(network: str, more: int | None, found: NDArray[np.bool_], of: Task) -> Row:
+    who = {"data": of.images.name, "row": network, "unlabelled": more, "seed": of.images.seed}
+    np.save(rights(who), found)
+    return {**who, "n": len(found), "accuracy": percent(found.mean())}
 
 
-def rights(runs: Path, name: str, more: int | None, seed: int) -> Path:
-    runs.mkdir(parents=True, exist_ok=True)
-    return runs / f"{name}-{more}-{seed}.npy"
+def rights(who: Row) -> Path:
+    RUNS.mkdir(parents=True, exist_ok=True)
+    return RUNS / f"{who['data']}-{who['row']}-{who['unlabelled']}-{who['seed']}.npy"
 
 
 def targets(rows: Sequence[Row]) -> list[Row]:
     """What a student gains on the labelled images alone, paired; the lower end has to be above 0."""
-    seeds = sorted({row["seed"] for row in rows})
-
-    def answered(more: int) -> NDArray[np.bool_]:
-        return np.concatenate([np.load(rights(RUNS, "student", more, seed)) for seed in seeds])
-
     found = []
-    for more in MORE[1:]:
-        gain = points(intervals.paired_difference(answered(more), answered(0)))
-        found.append({"name": f"points gained with {more} others", "goal": 0, **gain, "met": gain["low"] > 0})
+    for data, more in product(dict.fromkeys(row["data"] for row in rows), MORE[1:]):
+        alone, beside = (
+            np.concatenate([np.load(rights(row)) for row in rows if (row["data"], row["unlabelled"]) == (data, count)])
+            for count in (0, more)
+        )
+        gain = points(intervals.paired_difference(beside, alone))
+        found.append({"name": f"{data}: points gained with {more} others", "goal": 0, **gain, "met": gain["low"] > 0})
     return found
 
 
@@ -160,10 +164,13 @@ def show(result: Row) -> None:
     for one in result["targets"]:
         met = "met" if one["met"] else "not met"
         print(f"{one['name']}: {one['value']:g} ({one['low']:g} to {one['high']:g}), goal {one['goal']:g}: {met}")
-    print("\n| network | unlabelled images | accuracy %, by seed |\n|---|---|---|")
-    for name, more in dict.fromkeys((row["row"], row["unlabelled"]) for row in result["rows"]):
-        each = [str(r["accuracy"]) for r in result["rows"] if (r["row"], r["unlabelled"]) == (name, more)]
-        print(f"| {name} | {'-' if more is None else more} | {', '.join(each)} |")
+    print("\n| data | network | unlabelled images | accuracy %, by seed |\n|---|---|---|---|")
+    same: dict[tuple[str, ...], list[str]] = {}
+    for row in result["rows"]:
+        key = row["data"], row["row"], "-" if row["unlabelled"] is None else str(row["unlabelled"])
+        same.setdefault(key, []).append(str(row["accuracy"]))
+    for key, each in same.items():
+        print(f"| {' | '.join(key)} | {', '.join(each)} |")
 
 
 if __name__ == "__main__":

@@ -124,27 +124,27 @@ def readable(probe: str, root: Path = Path("/sys")) -> bool:
 
 
 def quietest(cpus: Sequence[int]) -> int:
-    """Return the core on which a short piece of work costs least CPU time, on average over half a second.
+    """Return the core on which a short piece of work is done first, on average over half a second.
 
     On a shared host one core may share its caches and units with a busy neighbour and another not: processes that
-    land on either then differ by tens of percent, in CPU time too. The work is spread over the time, core by core in
-    turn; where the system cannot pin a process, it is the first core.
+    land on either then differ by tens of percent, in CPU time too; and another program may run on one of them. The work
+    is spread over the time, core by core in turn; where the system cannot pin a process, it is the first core.
     """
     if len(cpus) < 2 or not hasattr(os, "sched_setaffinity"):
         return cpus[0]
-    before, spent = os.sched_getaffinity(0), dict.fromkeys(cpus, 0)
+    before, took = os.sched_getaffinity(0), dict.fromkeys(cpus, 0)
     data = bytes(1 << 16)
     try:
         for _ in range(max(3, TURNS // len(cpus))):
             for cpu in cpus:
                 os.sched_setaffinity(0, {cpu})
-                start = time.thread_time_ns()
+                start = time.perf_counter_ns()
                 for _ in range(REPEATS):
                     hashlib.sha256(data)
-                spent[cpu] += time.thread_time_ns() - start
+                took[cpu] += time.perf_counter_ns() - start
     finally:
         os.sched_setaffinity(0, before)
-    return min(spent, key=lambda cpu: spent[cpu])
+    return min(took, key=lambda cpu: took[cpu])
 
 
 def flags(seen: Disturbance) -> list[str]:
