@@ -1,10 +1,10 @@
 """How far a comparison can be trusted: a bundle against itself, a smaller student, and its own int8 file.
 
 One student of the demo is compared with itself over and over, by the rounds that `edgetl profile` runs: fresh
-processes that take turns, paired by turn and round, CPU time at one thread. An interval of 95 % should contain 1 in 90 to 99
-of 100 comparisons. Beside it stands what is often printed instead, from the same samples: the ratio of the means over
-all calls, with 1.96 standard errors of the pooled calls. The last rows compare the reference with a pruned student and
-with the same network in int8; where five rounds leave that open, the rounds that the tool then asks for are given.
+processes that take turns, paired by turn and round, CPU time at one thread. An interval of 95 % should contain 1 in 90
+to 99 of 100 comparisons. Beside it stands what is often printed instead, from the same samples: the ratio of the means
+over all calls, with 1.96 standard errors of the pooled calls. The last rows compare the reference with a pruned student
+and with the same network in int8; where five rounds leave that open, the rounds that the tool then asks for are given.
 """
 
 from __future__ import annotations

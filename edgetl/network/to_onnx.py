@@ -69,7 +69,7 @@ def to_onnx(net: Network, path: Path) -> None:
     names = tuple(example)
     axes = {0: torch.export.Dim("batch", min=1, max=2**20)}
     shapes = tuple({**axes, **({1: torch.export.Dim.DYNAMIC} if net.family.data == "text" else {})} for _ in names)
-    with _quiet():
+    with _quiet(), _plain_attention(net.module):
         program = torch.onnx.export(
             _Logits(net.family, net.module, names).eval(), tuple(example.values()), dynamo=True, opset_version=OPSET,
             input_names=list(names), output_names=["logits"], dynamic_shapes=(shapes,), verbose=False,
@@ -80,6 +80,25 @@ def to_onnx(net: Network, path: Path) -> None:
     store_once(model.graph)
     strip(model, text=net.family.data == "text")
     store.write_bytes(path, model.SerializeToString(deterministic=True))
+
+
+@contextlib.contextmanager
+def _plain_attention(module: nn.Module) -> Iterator[None]:
+    """Have transformers compute attention by its parts while a network is exported.
+
+    From torch's own operator the exporter makes a guard against tokens that may look at nothing, and shapes that are
+    worked out at every call, which a small network notices. The answers are the same.
+    """
+    every = {id(one.config): one.config for one in module.modules() if hasattr(one, "config")}
+    configs = [config for config in every.values() if hasattr(config, "_attn_implementation")]
+    before = [config._attn_implementation for config in configs]
+    try:
+        for config in configs:
+            config._attn_implementation = "eager"
+        yield
+    finally:
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation = implementation
 
 
 def name_nodes(model: onnx.ModelProto, modules: Mapping[str, str]) -> None:
