@@ -67,12 +67,18 @@ class Openvino:
         return tuple(replace(self, precision=p) for p in every if p == "fp32" or p in quick)
 
     def nodes(self, base: Path) -> tuple[str, ...]:
-        """Return the nodes of the base file whose precision `lower` changes one by one: a hint holds for all."""
+        """Return the nodes of the base file whose precision `lower` changes one by one: a hint holds for all.
+
+        NNCF leaves the product of attention's weights and values in float.
+        """
         if self.precision != "int8":
             return ()
         from edgetl.quantize import graph
 
-        return graph.working(graph.read(base), OPERATORS)
+        model = graph.read(base)
+        shares = {name for node in model.graph.node if node.op_type == "Softmax" for name in node.output}
+        left = {node.name for node in model.graph.node if shares & set(node.input)}
+        return tuple(name for name in graph.working(model, OPERATORS) if name not in left)
 
     def lower(self, base: Path, folder: Path, material: Material) -> str:
         """Write the artifact made from the base ONNX file into the folder and return its file name.
