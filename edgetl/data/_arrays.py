@@ -96,20 +96,17 @@ def pair(
         BadInput: there is no array of such a name.
 
     """
-    return samples(arrays, names[0], file, ending), _named(arrays, "y", names[1], file, ending)
+    x, y = names
+    return named(arrays, "x", x, file, ending), named(arrays, "y", y, file, ending)
 
 
-def samples(arrays: Mapping[str, Array], name: str | None, file: Path, ending: str = "") -> Array:
-    """Return the samples out of the arrays of a file: under the name given, else under a usual one.
+def named(arrays: Mapping[str, Array], key: Literal["x", "y"], own: str | None, file: Path, ending: str = "") -> Array:
+    """Return the samples ("x") or labels out of the arrays of a file: under the name given, else under a usual one.
 
     Raises:
         BadInput: there is no array of such a name.
 
     """
-    return _named(arrays, "x", name, file, ending)
-
-
-def _named(arrays: Mapping[str, Array], key: Literal["x", "y"], own: str | None, file: Path, ending: str) -> Array:
     usual = {"x": X_NAMES, "y": Y_NAMES}[key]
     wanted = [f"{name}{ending}" for name in ((own,) if own is not None else usual)]
     name = next((name for name in wanted if name in arrays), None)

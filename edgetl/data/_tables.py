@@ -15,6 +15,9 @@ SUFFIXES = (".csv", ".tsv", ".parquet")
 MAX_CELL = 10**7
 """Most characters of one cell."""
 
+NO_CLASS = "-"
+"""The label of a text from a table that is read without classes."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -23,10 +26,6 @@ class Table:
     texts: Sequence[str]
     labels: Sequence[str]
     places: Sequence[str]
-
-
-NO_CLASS = "-"
-"""The label of a text from a table that is read without classes."""
 
 
 def read_csv(path: Path, columns: tuple[str, str | None], delimiter: str, quoting: str) -> Table:

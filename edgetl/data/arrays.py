@@ -13,11 +13,11 @@ from edgetl.data._arrays import (
     check_equal,
     check_pair,
     classes,
+    named,
     pair,
     plain,
     read_idx,
     read_npz,
-    samples,
 )
 from edgetl.data._examples import existing, joined, named_parts, names_beside
 from edgetl.data._fields import ImageFields, image_operations
@@ -56,7 +56,7 @@ class Arrays(ImageFields, Source):
 
     def read_unlabelled(self, path: Path, raw: Raw) -> Unlabelled:
         """Read the samples of an npz file, or an IDX file of images."""
-        found = samples(read_npz(path), self.x, path) if path.suffix == ".npz" else read_idx(path)
+        found = named(read_npz(path), "x", self.x, path) if path.suffix == ".npz" else read_idx(path)
         x = np.ascontiguousarray(plain(found, path))
         if (x.dtype.name, x.shape[1:]) != (raw.dtype, raw.shape):
             problem = f"{path} holds samples of {x.shape[1:]} {x.dtype}, the labelled ones are {raw.shape} {raw.dtype}"

@@ -177,12 +177,10 @@ def _wait(one: Started, timeout_s: float, watch: Instruments) -> int | None:
     """Return the exit code, negative for a signal; None where the time is over."""
     end = time.monotonic() + timeout_s
     while (left := end - time.monotonic()) > 0:
-        if watch.period_s is not None:
-            one.readings.take(watch, one.process.pid)
+        one.readings.take(watch, one.process.pid)
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = one.process.wait(left if watch.period_s is None else watch.period_s)
-            if watch.period_s is not None:
-                one.readings.take(watch, one.process.pid)
+            one.readings.take(watch, one.process.pid)
             return code
     return None
 

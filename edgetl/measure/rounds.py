@@ -201,8 +201,8 @@ def side_by_side(slots: Mapping[str, Subject], device: Device) -> bool:
     """Say whether processes may take turns: on a CPU, and in at most half of the memory that is free."""
     files = [s.bundle.folder / s.bundle.manifest["file"] for s in slots.values()]
     needed = sum(RUNTIME + PEAK * file.stat().st_size for file in files)
-    free = device.kind in ("cpu", "android") and device.memory.limit_bytes is None
-    return len(files) > 1 and free and needed < psutil.virtual_memory().available / 2
+    unlimited_cpu = device.kind in ("cpu", "android") and device.memory.limit_bytes is None
+    return len(files) > 1 and unlimited_cpu and needed < psutil.virtual_memory().available / 2
 
 
 def job_of(subject: Subject, device: Device, effort: Effort) -> Job:

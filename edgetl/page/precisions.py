@@ -55,7 +55,7 @@ def _lines(row: Row, rows: Sequence[Row]) -> Iterator[list[str]]:
             yield [title, tried, "asked", macs, size, "-", ratio, _names(given or ()), reason]
     for rung in rungs or ():
         tried = " ".join(_text(rung[key]) for key in ("target", "precision") if key in rung)
-        times = (_interval(Interval(**rung[key])) if rung[key] else "-" for key in ("time_ms", "ratio"))
+        times = (_interval(_read(rung[key])) if rung[key] else "-" for key in ("time_ms", "ratio"))
         yield [
             *(title, tried, rung["outcome"], macs if rung["outcome"] == "ships" else "-"),
             *(_megabytes(rung["size_bytes"]), *times, _names(rung["given_back"]), _text(rung["reason"])),
@@ -68,6 +68,10 @@ def _shares(found: Mapping[str, float]) -> str:
 
 def _names(names: Sequence[str]) -> str:
     return ", ".join(map(_text, names)) or "-"
+
+
+def _read(ends: Mapping[str, float]) -> Interval:
+    return Interval(ends["value"], ends["low"], ends["high"])
 
 
 def _interval(ends: Interval) -> str:
