@@ -92,7 +92,12 @@ class Source(Strict, ABC):
 
         """
         known = self.examples()
-        return known if self.unlabelled is None else self.read_unlabelled(self.unlabelled, known.raw).behind(known)
+        if self.unlabelled is None:
+            return known
+        if not self.unlabelled.exists():
+            fix = "set data.unlabelled to the folder or file of the examples without classes"
+            raise BadInput(f"there is nothing at {self.unlabelled}", fix=fix)
+        return self.read_unlabelled(self.unlabelled, known.raw).behind(known)
 
     def read_unlabelled(self, path: Path, raw: Raw) -> Unlabelled:
         """Open examples like the labelled ones, without classes.

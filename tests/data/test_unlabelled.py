@@ -163,6 +163,13 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, case: str) -> None:
     assert caught.value.fix
 
 
+def test_a_path_where_nothing_is_says_which_field_to_correct(tmp_path: Path) -> None:
+    source = arrays(tmp_path).model_copy(update={"unlabelled": tmp_path / "nowhere.npz"})
+    with pytest.raises(BadInput, match=r"nothing at .*nowhere\.npz") as caught:
+        source.all_examples()
+    assert "data.unlabelled" in caught.value.fix
+
+
 def test_a_recipe_in_which_nothing_learns_from_them_is_refused(tmp_path: Path) -> None:
     data = {"use": "arrays", "root": str(tmp_path / "data.npz"), "unlabelled": str(tmp_path / "more.npz")}
     source = {"image_size": 8, "patch_size": 4, "num_channels": 1}
