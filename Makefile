@@ -28,7 +28,7 @@ check: $(VENV)/ready
 	$(BIN)/edgetl recipes check
 
 test-4.57: .venv-4.57/ready
-	.venv-4.57/bin/python -m pytest --timeout 300 tests/network tests/families tests/contract/test_families.py
+	.venv-4.57/bin/python -m pytest --timeout 300 tests/network tests/families tests/contract/test_families.py tests/targets/test_optimum.py
 
 define new-enough
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -52,7 +52,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@echo "making .venv-4.57: a few minutes, once"
 	$(PYTHON) -m venv .venv-4.57
 	.venv-4.57/bin/python -m pip install -q torch==2.13.0
-	.venv-4.57/bin/python -m pip install -q -c constraints-4.57.txt -e '.[compress]' pytest pytest-timeout hypothesis
+	.venv-4.57/bin/python -m pip install -q -c constraints-4.57.txt -e '.[compress,optimum]' pytest pytest-timeout hypothesis
 	@touch $@
 
 clean:

@@ -18,6 +18,7 @@ from edgetl.cli_flags import (
     DeviceName,
     DryRun,
     Explain,
+    ExporterName,
     Judged,
     Limit,
     MeasurementsOut,
@@ -100,8 +101,9 @@ def merge(base: Annotated[str, typer.Argument(help="the backbone's folder or hub
 @app.command()
 def export(where: RunFolder = None,
            target: Annotated[list[str] | None, typer.Option(help="only these targets; repeatable")] = None,
-           debug_parity: DebugParity = False, judged: Judged = True, as_json: AsJson = False,
-           verbose: Verbose = False, quiet: Quiet = False, plugins: Plugins = None) -> None:  # fmt: skip
+           exporter: ExporterName = "torch", debug_parity: DebugParity = False, judged: Judged = True,
+           as_json: AsJson = False, verbose: Verbose = False, quiet: Quiet = False,
+           plugins: Plugins = None) -> None:  # fmt: skip
     """Export the reference and every student of a run, or a merged network, and check each file against torch."""
     console.start(verbose, quiet, plugins)
     from edgetl.stages.export import export as stage
@@ -111,7 +113,7 @@ def export(where: RunFolder = None,
     folder = newest(where)
     if debug_parity:
         return _debug_parity(folder, as_json)
-    made = {f"{p.parent.name} {p.name}": p for p in stage(folder, tuple(target or ()))}
+    made = {f"{p.parent.name} {p.name}": p for p in stage(folder, tuple(target or ()), exporter)}
     console.show_paths("bundles", made, folder, as_json)
     return judge(folder) if judged else None
 

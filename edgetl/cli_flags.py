@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -35,6 +35,10 @@ Limit = Annotated[str | None, typer.Option("--limit", help="a smaller device: me
 Raw = Annotated[bool, typer.Option("--raw", help="fetch the samples of another machine too; this one's are kept")]
 Attach = Annotated[str | None, typer.Option("--attach", help="collect a run whose link to the device was lost")]
 Explain = Annotated[bool, typer.Option("--explain", help="where the time goes too, by module, and why it is slow")]
+ExporterName = Annotated[
+    Literal["torch", "optimum"],
+    typer.Option("--exporter", help="what writes the ONNX of uncut networks of transformers: torch, or optimum"),
+]
 DebugParity = Annotated[
     bool,
     typer.Option("--debug-parity", help="export nothing; name the first module of each file whose answer is wrong"),

@@ -47,6 +47,7 @@ _MANIFEST: dict[str, Spec] = {
 _OPTIONAL: dict[str, Spec] = {
     "dtypes": dict,
     "parity.shapes": [dict],
+    "provenance.exporter": str,
     "provenance.given_back": [str],
     "provenance.calibration": {"part": str, "samples": int, "outside": {"tensor": str, "share": _NUMBER}},
     "provenance.ladder": [

@@ -69,7 +69,7 @@ def to_onnx(net: Network, path: Path) -> None:
     names = tuple(example)
     axes = {0: torch.export.Dim("batch", min=1, max=2**20)}
     shapes = tuple({**axes, **({1: torch.export.Dim.DYNAMIC} if net.family.data == "text" else {})} for _ in names)
-    with _quiet(), _plain_attention(net.module):
+    with quiet(), plain_attention(net.module):
         program = torch.onnx.export(
             _Logits(net.family, net.module, names).eval(), tuple(example.values()), dynamo=True, opset_version=OPSET,
             input_names=list(names), output_names=["logits"], dynamic_shapes=(shapes,), verbose=False,
@@ -83,7 +83,7 @@ def to_onnx(net: Network, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _plain_attention(module: nn.Module) -> Iterator[None]:
+def plain_attention(module: nn.Module) -> Iterator[None]:
     """Have transformers compute attention by its parts while a network is exported.
 
     From torch's own operator the exporter makes a guard against tokens that may look at nothing, and shapes that are
@@ -120,7 +120,7 @@ def _module(node: onnx.NodeProto, modules: Mapping[str, str]) -> str:
     """
     if node.op_type == "Conv":
         owner = node.input[1].removeprefix(WRAPPED).rpartition(".")[0]
-        if owner in modules:
+        if owner and owner in modules:
             return modules[owner]
     noted = next((p.value for p in node.metadata_props if p.key == SCOPES), "[]")
     scopes = [str(scope).removeprefix(WRAPPED) for scope in ast.literal_eval(noted)]
@@ -239,7 +239,7 @@ def _zeros(value: onnx.ValueInfoProto, sizes: Mapping[str, int]) -> tuple[Shape,
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the exporter's chatter (missing torchvision, opset conversions) off the user's screen."""
     loggers = [logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [one.level for one in loggers]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distributions, version
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from edgetl.dataset import open_data
 from edgetl.errors import BadInput, EdgetlError, GateMissed
 from edgetl.examples import Examples
 from edgetl.golden import write_npz
-from edgetl.network import keys, saved
+from edgetl.network import by_optimum, keys, saved
 from edgetl.network import network as networks
 from edgetl.network.network import Network
 from edgetl.network.to_onnx import to_onnx
@@ -37,6 +38,7 @@ from edgetl.stages.latency import target_json
 from edgetl.train.batches import Data
 from edgetl.types import Operation
 
+Exporter = Literal["torch", "optimum"]
 PACKAGES = ("edgetl", "torch", "onnx", "onnxscript", "onnxruntime", "transformers")
 MADE_UP = 64
 """Samples that a network without data is compared on."""
@@ -52,6 +54,7 @@ class Place:
     out: Path  # base.onnx, logits
     bundles: Path  # a folder per target below it
     key: str
+    exporter: Exporter  # of base.onnx
 
 
 @dataclass(frozen=True)
@@ -67,14 +70,15 @@ class Job:
         return folder_name(target_json(self.target))
 
 
-def export(where: Path, targets: Sequence[str] = ()) -> list[Path]:
+def export(where: Path, targets: Sequence[str] = (), exporter: Exporter = "torch") -> list[Path]:
     """Export what is not exported yet, of a run or a single saved network, and return the bundle folders.
 
     `targets` limits a run's export to these, and adds those that its recipe does not name; a saved network, which has
-    no recipe, is exported for them or for onnx.
+    no recipe, is exported for them or for onnx. What the `exporter` optimum does not take, torch's exports.
 
     Raises:
         BadInput: the folder is neither, or a target is not known.
+        BadHost: the exporter is not installed.
         GateMissed: exported files do not equal their networks; their bundles are not written, all others are.
 
     """
@@ -83,10 +87,10 @@ def export(where: Path, targets: Sequence[str] = ()) -> list[Path]:
     with store.locked(where):
         store.sweep(where)
         if saved.is_saved(where):
-            return _one(where, [Job(plugins.find("targets", name)(), "") for name in targets or ("onnx",)])
+            return _one(where, [Job(plugins.find("targets", name)(), "") for name in targets or ("onnx",)], exporter)
         recipe = _recipe(where)
         torch.set_num_threads(recipe.frame.threads or len(os.sched_getaffinity(0)))  # as in training: sums depend on it
-        return _all(recipe, where, _wanted(recipe, targets))
+        return _all(recipe, where, _wanted(recipe, targets), exporter)
 
 
 def judge(where: Path) -> None:
@@ -112,7 +116,7 @@ def _wanted(recipe: Recipe, names: Sequence[str]) -> list[Target]:
     return wanted
 
 
-def _all(recipe: Recipe, run: Path, targets: Sequence[Target]) -> list[Path]:
+def _all(recipe: Recipe, run: Path, targets: Sequence[Target], exporter: Exporter) -> list[Path]:
     """Export the reference and every student; what cannot be shipped is told when all others are done."""
     named = recipe.names()
     if late := next((n for n in named.values() if not saved.is_saved(run / n.folder)), None):
@@ -124,7 +128,8 @@ def _all(recipe: Recipe, run: Path, targets: Sequence[Target]) -> list[Path]:
     for name, node in named.items():
         folder = run / node.folder
         wanted = targets if node is not recipe.reference else _with_fp32(targets, recipe)
-        place = Place(name, run / "students" / name, run / "bundles" / name, _key(folder, trial))
+        key = _key(folder, trial, exporter)
+        place = Place(name, run / "students" / name, run / "bundles" / name, key, exporter)
         try:
             made += _exports(folder, trial, [Job(t, recipe.digest(node, t)) for t in wanted], place, standard)
         except GateMissed as e:
@@ -149,11 +154,12 @@ def _with_fp32(targets: Sequence[Target], recipe: Recipe) -> list[Target]:
     return [next((t for t in recipe.targets if t.precision == "fp32"), compared), *targets]
 
 
-def _one(folder: Path, jobs: Sequence[Job]) -> list[Path]:
+def _one(folder: Path, jobs: Sequence[Job], exporter: Exporter) -> list[Path]:
     """Export a network that comes without data: compared with torch on made-up inputs, its accuracy unknown."""
     log.warning("%s has no data: the file is compared with torch on made-up inputs, its accuracy is not known", folder)
     trial = _made_up(networks.load(folder), folder)
-    place = Place("network", folder / "export", folder / "bundles" / "network", _key(folder, trial))
+    key = _key(folder, trial, exporter)
+    place = Place("network", folder / "export", folder / "bundles" / "network", key, exporter)
     return _exports(folder, trial, jobs, place, None)
 
 
@@ -214,18 +220,20 @@ def _exports(folder: Path, trial: Trial, jobs: Sequence[Job], place: Place, stan
     log.info("export of %s: %s", place.name, "running" if missing else "finished before")
     if missing:
         net = networks.load(folder)
-        _base(net, trial, place)
+        exporter = _base(net, trial, place)
         for job in missing:
-            facts = {"name": place.name, "provenance": {"recipe_sha256": job.recipe}}
+            facts = {"name": place.name, "provenance": {"recipe_sha256": job.recipe, "exporter": exporter}}
             produce(net, trial, Order(job.target, place.out, place.bundles / job.folder, facts), standard)
             store.stamp(place.out / f"{job.folder}.json", made_from[job.folder], _files(place, job))
     return [place.bundles / job.folder for job in jobs]
 
 
-def _key(folder: Path, trial: Trial) -> str:
+def _key(folder: Path, trial: Trial, exporter: Exporter) -> str:
     """Return the hash of all that every file of a network is made from, the code included."""
     here = Path(artifact.__file__).parent
     code = [store.file_digest(here / name) for name in ("artifact.py", "network/to_onnx.py")]
+    if exporter == "optimum":
+        code += [store.file_digest(Path(by_optimum.__file__)), by_optimum.release()]
     versions = {p: version(p) for p in PACKAGES}
     golden = [list(trial.golden), trial.raw is not None]
     return store.digest([keys.network_key(folder), trial.digest, golden, code, versions])
@@ -268,11 +276,23 @@ def _files(place: Place, job: Job) -> list[Path]:
     return [place.bundles / job.folder / "SHA256SUMS", place.out / f"{job.folder}.npy", place.out / "logits.npy"]
 
 
-def _base(net: Network, trial: Trial, place: Place) -> None:
-    """Write base.onnx and the torch network's answers, unless they are there."""
+def _base(net: Network, trial: Trial, place: Place) -> str:
+    """Write base.onnx and the torch network's answers, unless they are there, and return what exports it."""
     files = [place.out / "base.onnx", place.out / "logits.npy"]
+    name, write = _exporter(net, place)
     if not store.stamped(place.out / "base.json", place.key, files):
-        to_onnx(net, files[0])
+        write(net, files[0])
         with store.writing(files[1]) as temporary, temporary.open("wb") as f:
             np.save(f, torch_answers(net, trial, trial.n))
         store.stamp(place.out / "base.json", place.key, files)
+    return name
+
+
+def _exporter(net: Network, place: Place) -> tuple[str, Callable[[Network, Path], None]]:
+    """Return the exporter's name and version, and what writes the file."""
+    if place.exporter == "optimum":
+        reason = by_optimum.why_not(net)
+        if reason is None:
+            return by_optimum.release(), by_optimum.to_onnx
+        log.warning("%s: %s, so not optimum but torch exports it", place.name, reason)
+    return f"torch {version('torch')}", to_onnx

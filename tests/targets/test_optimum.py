@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
 
+from edgetl.bundle import open_bundle
+from edgetl.network import by_optimum
 from edgetl.network.network import Network, create, save
-from edgetl.network.to_onnx import to_onnx
+from edgetl.network.to_onnx import WORKING, to_onnx
 from edgetl.stages.export import export
 
 REASON = 'needs optimum-onnx: pip install "edgetl[optimum]" in an environment of its own, with transformers 4.57'
@@ -70,6 +73,42 @@ def test_an_uncut_network_answers_alike_through_either_exporter(family: str, mad
         ours, theirs = answers(tmp_path / "base.onnx", feed), answers(tmp_path / "optimum" / "model.onnx", feed)
         assert np.abs(theirs).max() > 1e-3
         assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("family", ["hf_vit", "hf_bert", "hf_resnet", "hf_mobilenet"])
+def test_an_optimum_export_has_the_names_of_ours(family: str, tmp_path: Path) -> None:
+    """Modules in reports, repair and bisection are found by the nodes' names."""
+    net = create(family, {}, LABELS, 0)
+    to_onnx(net, tmp_path / "ours.onnx")
+    by_optimum.to_onnx(net, tmp_path / "theirs.onnx")
+    ours, theirs = (onnx.load(tmp_path / name) for name in ("ours.onnx", "theirs.onnx"))
+    assert working(theirs) == working(ours)
+    assert list(theirs.graph.input) == list(ours.graph.input)
+    assert list(theirs.graph.output) == list(ours.graph.output)
+    assert theirs.opset_import[0].version == ours.opset_import[0].version
+
+
+def working(model: onnx.ModelProto) -> set[str]:
+    return {node.name for node in model.graph.node if node.op_type in WORKING}
+
+
+def test_a_bundle_says_which_exporter_made_it(made: Made, tmp_path: Path) -> None:
+    _, net = made("hf_vit")
+    save(net, tmp_path / "network")
+    said = {}
+    for exporter in ("optimum", "torch"):
+        (folder,) = export(tmp_path / "network", exporter=exporter)
+        bundle = open_bundle(folder)
+        said[bundle.manifest["provenance"]["exporter"].split()[0]] = bundle.manifest["parity"]["max_rel"]
+    assert list(said) == ["optimum-onnx", "torch"]
+    assert max(said.values()) < 1e-5
+
+
+def test_torch_exports_what_optimum_does_not_take(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save(create("resnet_cifar", {}, LABELS, 0), tmp_path / "network")
+    (folder,) = export(tmp_path / "network", exporter="optimum")
+    assert open_bundle(folder).manifest["provenance"]["exporter"].startswith("torch ")
+    assert "resnet_cifar is no architecture of transformers, so not optimum but torch exports it" in caplog.text
 
 
 def test_a_bundle_opens_as_a_model_of_optimum(made: Made, tmp_path: Path) -> None:
