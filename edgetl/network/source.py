@@ -90,7 +90,9 @@ def read_config(folder: Path) -> dict[str, Json]:
     if not path.is_file():
         onnx = sorted(p.name for p in folder.glob("*.onnx"))
         extra = f"; {onnx[0]} is an ONNX file, which cannot be trained or cut" if onnx else ""
-        raise BadInput(f"{folder} has no config.json{extra}", fix="give the folder that save_pretrained wrote")
+        bare = sorted(folder.glob("*.safetensors"))
+        other = f", or to a family that reads bare weights the file {bare[0]}" if bare else ""
+        raise BadInput(f"{folder} has no config.json{extra}", fix=f"give the folder that save_pretrained wrote{other}")
     config = read_json(path)
     if not isinstance(config, dict):
         raise Refused(f"{path} holds no mapping", fix="get the file again from its origin")

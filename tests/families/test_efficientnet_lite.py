@@ -72,6 +72,9 @@ def test_weights_under_timms_names_are_read(tmp_path):
     save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(BadInput, match="holds no weights of an efficientnet_lite"):
         create("efficientnet_lite", str(tmp_path / "other.safetensors"), LABELS, 0)
+    with pytest.raises(BadInput, match=r"has no config\.json") as caught:  # the folder they were published in
+        create("efficientnet_lite", str(tmp_path), LABELS, 0)
+    assert str(tmp_path / "lite.safetensors") in str(caught.value.fix)
 
 
 @pytest.mark.slow
