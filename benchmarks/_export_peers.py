@@ -39,7 +39,7 @@ class Given:
     network: Path  # the saved torch network
     base: Path  # its ONNX file at fp32
     calibration: Sequence[Feed]  # training samples
-    optimum: Path | None  # the Python of an environment with optimum's exporter
+    pythons: Mapping[str, Path | None]  # of the environments of optimum's exporter and of Olive
     compiles: bool  # torch.compile takes minutes
 
 
@@ -50,13 +50,13 @@ def entries(given: Given, out: Path) -> dict[str, Entry]:
         "torch eager": lambda: Entry("torch", given.network),
         "torch.compile": lambda: _compiled(given),
         "onnx fp32": lambda: Entry("onnxruntime", given.base),
-        "optimum onnx": lambda: _optimum(out / "optimum.onnx", given),
+        "optimum onnx": lambda: _elsewhere("optimum", out, given, [given.network]),
         "onnx int8 dynamic": lambda: _written(out / "dynamic.onnx", given, _dynamic),
         "onnx int8 static": lambda: _written(out / "static.onnx", given, _static),
         "openvino fp32": lambda: Entry("openvino", given.base, "f32"),
         "openvino bf16": lambda: Entry("openvino", given.base, "bf16"),
         "openvino nncf int8": lambda: _nncf(out / "nncf.xml", given),
-        "olive": _olive,
+        "olive": lambda: _elsewhere("olive", out, given, [given.base, _samples(out / "calibration.npz", given)]),
     }
     return {name: made[name]() for name in NAMES}
 
@@ -69,21 +69,24 @@ def _compiled(given: Given) -> Entry:
     return Entry("torch-compile", given.network)
 
 
-def _optimum(path: Path, given: Given) -> Entry:
-    if given.optimum is None:
-        return Entry(skipped="not run: no environment with optimum was given")
+def _elsewhere(peer: str, out: Path, given: Given, sources: Sequence[Path]) -> Entry:
+    """A file that a script of ours makes in the environment of a peer that cannot share this one."""
+    path, python = out / f"{peer}.onnx", given.pythons[peer]
+    if python is None:
+        return Entry(skipped=f"not run: no environment with {peer} was given")
     if not path.is_file():
-        script = Path(__file__).parent / "_export_optimum.py"
-        done = subprocess.run([given.optimum, script, given.network, path], capture_output=True, text=True, check=False)
+        script = Path(__file__).parent / f"_export_{peer}.py"
+        done = subprocess.run([python, script, *sources, path], capture_output=True, text=True, check=False)
         if done.returncode:
-            return Entry(skipped=f"failed: {done.stderr.strip().splitlines()[-1][:120]}")
+            return Entry(skipped=f"failed: {(done.stderr.strip().splitlines() or ['it ended'])[-1][:120]}")
     return Entry("onnxruntime", path)
 
 
-def _olive() -> Entry:
-    if importlib.util.find_spec("olive") is None:
-        return Entry(skipped="not run: olive-ai is not installed")
-    return Entry(skipped="not run: this benchmark drives no Olive workflow")
+def _samples(path: Path, given: Given) -> Path:
+    """The training samples as a file, its arrays called `<sample>/<input>`."""
+    arrays = {f"{i}/{name}": values for i, feed in enumerate(given.calibration) for name, values in feed.items()}
+    np.savez(path, allow_pickle=False, **arrays)
+    return path
 
 
 def _written(path: Path, given: Given, make: Callable[[Given, Path], None]) -> Entry:

@@ -71,6 +71,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--cifar10", type=Path, help="folder with CIFAR-10 as train*.npz and test.npz")
     parser.add_argument("--weights", type=Path, help="folder with resnet-cifar10/ and efficientnet-lite0-imagenet/")
     parser.add_argument("--optimum", type=Path, help="the Python of an environment with edgetl[optimum]")
+    parser.add_argument("--olive", type=Path, help="the Python of an environment with olive-ai")
     parser.add_argument(
         "--device", default=device.LOCAL, help="what `edgetl devices calibrate` wrote, for the roofline"
     )
@@ -99,7 +100,8 @@ def conditions(*, quick: bool) -> Row:
 def measured(job: Job, options: argparse.Namespace) -> list[Row]:
     """All rows of one network."""
     made = prepared(job)
-    every = rows_of(made, options.optimum, compiles=not options.quick)
+    pythons = {"optimum": options.optimum, "olive": options.olive}
+    every = rows_of(made, pythons, compiles=not options.quick)
     running = {name: entry for name, entry in every.items() if not entry.skipped}
     for name in [name for name, entry in running.items() if (problem := answered(made, name, entry))]:
         every[name] = Entry(skipped=f"failed: {problem}")
@@ -135,14 +137,14 @@ def save(path: Path, arrays: Feed) -> None:
     np.savez(path, allow_pickle=False, **arrays)
 
 
-def rows_of(made: Made, optimum: Path | None, *, compiles: bool) -> dict[str, Entry]:
+def rows_of(made: Made, pythons: Mapping[str, Path | None], *, compiles: bool) -> dict[str, Entry]:
     """What runs each row: the peers, the bundle that `auto` chose, and those of the chain's students."""
     plan, data = read_plan(made.run), open_prepared(next(made.run.glob("shared/data-*")))
     drawn = np.random.default_rng(0).permutation(data.splits["train"])[:CALIBRATION]
     network = made.run / "steps" / plan["steps"][made.reference][-1]
     base = made.run / "students" / made.reference / "base.onnx"
     single = [feed(data, drawn[i : i + 1]) for i in range(len(drawn))]
-    found = entries(Given(network, base, single, optimum, compiles), made.work)
+    found = entries(Given(network, base, single, pythons, compiles), made.work)
     bundles = made.run / "bundles"
     found[AUTO] = Entry("edgetl", bundles / made.reference / "auto")
     for student in made.students:
