@@ -34,7 +34,7 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
         return
     if options.fashion_mnist:
         dense = "{use: finetune, name: dense, schedule: {epochs: 8, lr: 1.5e-3, batch: 128}}"
-        steps = f"steps=[{dense}, {small_cnn(28, 'L', 16, 20)}]"
+        steps = f"steps=[{dense}, {small_cnn(28, 'L', 8, 20)}]"
         yield Job(
             "vit-fashion-mnist",
             "vit-fashion-mnist",
