@@ -106,10 +106,10 @@ def begun(made: Made, entry: Entry, more: Row, cpus: Sequence[int]) -> Iterator[
 
 
 def interleaved(
-    made: Made, running: Mapping[str, Entry], threads: int, rounds: int, turns: int
+    made: Made, running: Mapping[str, Entry], file: str, threads: int, rounds: int, turns: int
 ) -> dict[str, list[Row]]:
-    """The samples of every row, one a round; rounds that an interrupted run finished are read."""
-    path = made.work / f"rounds-{threads}.json"
+    """The samples of every row, one a round; rounds that an interrupted run finished are read from its file."""
+    path = made.work / f"{file}.json"
     key = store.digest([sorted(running), turns, [newest(entry.file) for entry in running.values()]])
     kept: Row = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     done: list[dict[str, Row]] = kept["rounds"] if kept.get("key") == key else []
@@ -117,7 +117,7 @@ def interleaved(
         cpus = [noise.quietest(usable_cpus())] if threads == 1 else usable_cpus()[:threads]
         done.append(one_round(made, running, cpus, turns, random.Random(len(done))))
         path.write_text(json.dumps({"key": key, "rounds": done}), "utf-8")
-        print(f"{made.job.name}: round {len(done)} at {threads} threads", file=sys.stderr, flush=True)
+        print(f"{made.job.name}: round {len(done)} of {file}", file=sys.stderr, flush=True)
     return {name: [one[name] for one in done[:rounds]] for name in running}
 
 

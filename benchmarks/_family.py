@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from _distill_images import Images, context
 from _results import Row, percent
 
 from edgetl import plugins
+from edgetl.methods._picked import picked
 from edgetl.methods.finetune import Finetune
 from edgetl.methods.tleg import Tleg
 from edgetl.methods.tleg.expansion import Sharing
 from edgetl.methods.tleg.learn import TRIAL_SHARE, few
-from edgetl.methods.tleg.learngene import DEPTH, WEIGHTS, outer
+from edgetl.methods.tleg.learngene import DEPTH, WEIGHTS
 from edgetl.methods.tleg.start import possible
 from edgetl.network import cost
 from edgetl.network.network import Network, create, load, save
@@ -162,20 +162,3 @@ class Family:
         data = self.images.data
         rows = data.rows("test")
         return percent((answers(net, data, rows).argmax(1) == data.prepared.y[rows]).mean())
-
-
-def picked(backbone: Network, depth: int) -> Network:
-    """Return a network of evenly spaced blocks of the backbone, the first and the last among them."""
-    state, whole = backbone.state(), len(backbone.family.stages(backbone.module))
-    chosen = [round(i * (whole - 1) / max(1, depth - 1)) for i in range(depth)]
-    blocks = {
-        f"layers.{i}.{name.removeprefix(f'layers.{source}.')}": tensor
-        for i, source in enumerate(chosen)
-        for name, tensor in state.items()
-        if name.startswith(f"layers.{source}.")
-    }
-    net = create(backbone.family.name, {**backbone.config, DEPTH: depth}, backbone.labels, 0)
-    with torch.no_grad():
-        for name, tensor in net.names().state().items():
-            tensor.copy_({**outer(state), **blocks}[name])
-    return net

@@ -6,14 +6,15 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from edgetl import plugins
 from edgetl.errors import BadInput
 from edgetl.examples import UNLABELLED
+from edgetl.methods._picked import picked
 from edgetl.network.network import Network, create
 from edgetl.recipe.objective import Losses, check_mixed
 from edgetl.recipe.schema import Context, Need, Schedule, Step, Teacher
@@ -39,10 +40,12 @@ class Distill(Step):
     """Knowledge distillation (Hinton, Vinyals & Dean 2015, arXiv 1503.02531) into another architecture.
 
     Without a `student` the network is born again, uncut, from random weights (Furlanello et al. 2018,
-    arXiv 1805.04770).
+    arXiv 1805.04770); with `layers` it keeps that many of its blocks, and their weights (DistilBERT, Sanh et al. 2019,
+    arXiv 1910.01108).
     """
 
     student: Student | None = None  # default: the incoming architecture, uncut, from random weights
+    layers: int | None = Field(None, ge=1)  # or: so many of its blocks, evenly spaced, which keep their weights
     temperature: float = Field(2.0, gt=0)  # above 1 softens both answers before they are compared
     weight: float = Field(0.5, ge=0, le=1)  # of the teacher's term; the labels' term gets the rest
     schedule: Schedule = Schedule()
@@ -58,6 +61,12 @@ class Distill(Step):
     def _fit_the_mix(cls, losses: Losses, info: ValidationInfo) -> Losses:
         check_mixed(losses, info.data.get("schedule"))
         return losses
+
+    @model_validator(mode="after")
+    def _one_student(self) -> Self:
+        if self.student and self.layers:
+            raise ValueError("`student` and `layers` name two students")
+        return self
 
     def sources(self) -> tuple[tuple[str, str | Mapping[str, Json]], ...]:
         """Return family and source of the student, and of teachers from elsewhere."""
@@ -77,12 +86,7 @@ class Distill(Step):
 
         """
         ctx = self._with_unlabelled(net, ctx)
-        chosen = self.student or Student(family=net.family.name, source=net.config)
-        source = chosen.source
-        if not isinstance(source, str) and self.student:
-            source = plugins.find("families", chosen.family).fitted(source, ctx.data)
-        student = create(chosen.family, source, net.labels, ctx.seed)
-        _check_inputs(student, chosen, ctx.data)
+        student = picked(net, self.layers) if self.layers else self._created(net, ctx)
         teacher = Teacher(step="the incoming network", temperature=self.temperature, weight=self.weight)
         course = Course(student, net, ctx, self.schedule.epochs)
         objectives = self.losses or usual(teacher, live=self.schedule.mix is not None)
@@ -90,6 +94,15 @@ class Distill(Step):
         student.module.requires_grad_(True).eval()
         # the data is prepared as the incoming network wants it, so that is what the student has learnt to read
         return replace(student, facts={**student.facts, "prep": net.facts.get("prep")})
+
+    def _created(self, net: Network, ctx: Context) -> Network:
+        chosen = self.student or Student(family=net.family.name, source=net.config)
+        source = chosen.source
+        if not isinstance(source, str) and self.student:
+            source = plugins.find("families", chosen.family).fitted(source, ctx.data)
+        student = create(chosen.family, source, net.labels, ctx.seed)
+        _check_inputs(student, chosen, ctx.data)
+        return student
 
     def _with_unlabelled(self, teacher: Network, ctx: Context) -> Context:
         rows = ctx.data.rows(UNLABELLED)
