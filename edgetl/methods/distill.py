@@ -17,7 +17,7 @@ from edgetl.examples import UNLABELLED
 from edgetl.methods._picked import picked
 from edgetl.network.network import Network, create
 from edgetl.recipe.objective import Losses, check_mixed
-from edgetl.recipe.schema import Context, Need, Schedule, Step, Teacher
+from edgetl.recipe.schema import Branches, Context, Need, Schedule, Step, Teacher
 from edgetl.strict import Strict
 from edgetl.train.answers import answers
 from edgetl.train.batches import Data
@@ -45,7 +45,7 @@ class Distill(Step):
     """
 
     student: Student | None = None  # default: the incoming architecture, uncut, from random weights
-    layers: int | None = Field(None, ge=1)  # or: so many of its blocks, evenly spaced, which keep their weights
+    layers: Branches[int | None] = Field(None, ge=1)  # or: so many of its blocks, evenly spaced, with their weights
     temperature: float = Field(2.0, gt=0)  # above 1 softens both answers before they are compared
     weight: float = Field(0.5, ge=0, le=1)  # of the teacher's term; the labels' term gets the rest
     schedule: Schedule = Schedule()

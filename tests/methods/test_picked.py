@@ -11,6 +11,7 @@ from edgetl.methods._picked import picked
 from edgetl.methods.distill import Distill
 from edgetl.network.edits import Keep
 from edgetl.network.network import Network, create
+from edgetl.recipe.branches import fan_outs
 from edgetl.recipe.schema import Schedule
 from tests.contract.conftest import LABELS, SIZES
 
@@ -65,3 +66,7 @@ def test_what_cannot_be_picked_is_refused(net: Network, count: int, problem: str
 def test_a_student_is_named_once(given: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Distill.model_validate({"use": "distill", **given})
+
+
+def test_several_counts_are_several_students() -> None:
+    assert "layers" in fan_outs(Distill)
