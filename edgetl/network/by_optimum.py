@@ -79,7 +79,7 @@ def to_onnx(net: Network, path: Path) -> None:
 
     Raises:
         BadHost: optimum's exporter is not installed.
-        BadInput: the network is cut, or no architecture of transformers.
+        BadInput: the network is cut, or no architecture that it knows.
 
     """
     if reason := why_not(net):
@@ -107,9 +107,13 @@ def _configuration(net: Network, config: Any) -> OnnxConfig:
     """Return what optimum exports the architecture with, for the inputs and the dynamic axes of its family."""
     from optimum.exporters.tasks import TasksManager
 
-    make = TasksManager.get_exporter_config_constructor(
-        "onnx", model_type=config.model_type, task=TASKS[net.family.data], library_name="transformers"
-    )
+    kind, task = config.model_type, TASKS[net.family.data]
+    try:
+        make = TasksManager.get_exporter_config_constructor(
+            "onnx", model_type=kind, task=task, library_name="transformers"
+        )
+    except (KeyError, ValueError):
+        raise BadInput(f"optimum's exporter knows no {kind} for {task}", fix="export it by torch") from None
     axes = {0: "batch", **({1: "tokens"} if net.family.data == "text" else {})}
     wanted = dict.fromkeys(net.family.example(net.config, 1), axes)
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgetl.bundle import open_bundle
+from edgetl.errors import BadInput
 from edgetl.network import by_optimum
 from edgetl.network.network import Network, create, save
 from edgetl.network.to_onnx import WORKING, to_onnx
@@ -102,6 +103,14 @@ def test_a_bundle_says_which_exporter_made_it(made: Made, tmp_path: Path) -> Non
         said[bundle.manifest["provenance"]["exporter"].split()[0]] = bundle.manifest["parity"]["max_rel"]
     assert list(said) == ["optimum-onnx", "torch"]
     assert max(said.values()) < 1e-5
+
+
+def test_an_architecture_that_optimum_does_not_know_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = create("hf_resnet", {}, LABELS, 0)
+    monkeypatch.setattr(type(net.module.config), "model_type", "no-such-model")
+    with pytest.raises(BadInput, match="knows no no-such-model for image-classification"):
+        by_optimum.to_onnx(net, tmp_path / "base.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_torch_exports_what_optimum_does_not_take(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
