@@ -75,7 +75,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--cifar10", type=Path, help="folder with CIFAR-10 as train*.npz and test.npz")
     parser.add_argument("--weights", type=Path, help="folder with resnet-cifar10/ and efficientnet-lite0-imagenet/")
     parser.add_argument("--optimum", type=Path, help="the Python of an environment with edgetl[optimum]")
-    parser.add_argument("--olive", type=Path, help="the Python of an environment with olive-ai")
+    parser.add_argument("--olive", type=Path, help="the Python of an environment with olive-ai and requests")
     parser.add_argument(
         "--device", default=device.LOCAL, help="what `edgetl devices calibrate` wrote, for the roofline"
     )

@@ -14,12 +14,9 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from torch import Tensor, nn
 
-from edgetl import store
 from edgetl.errors import BadHost, BadInput
-from edgetl.network.names import places
 from edgetl.network.network import Network
-from edgetl.network.to_onnx import OPSET, SCOPES, name_nodes, plain_attention, quiet, store_once, strip
-from edgetl.types import Json
+from edgetl.network.to_onnx import OPSET, SCOPES, configurations, plain_attention, quiet, write
 
 if TYPE_CHECKING:
     from optimum.exporters.onnx import OnnxConfig
@@ -51,7 +48,7 @@ def why_not(net: Network) -> str | None:
     """Return why optimum's exporter is not for this network, or None where it is."""
     if net.edits:
         return "it is cut"
-    if net.family.data not in TASKS or not _architectures(net):
+    if net.family.data not in TASKS or not configurations(net.module):
         return f"{net.family.name} is no architecture of transformers"
     return None
 
@@ -67,11 +64,6 @@ def release() -> str:
         return f"{PACKAGE} {version(PACKAGE)}"
     except PackageNotFoundError:
         raise BadHost("optimum's exporter is not installed", fix=FIX) from None
-
-
-def _architectures(net: Network) -> list[Json]:
-    """Return the configurations of transformers that the network is built from, the outermost first."""
-    return [module.config for module in net.module.modules() if hasattr(module, "config")]
 
 
 def to_onnx(net: Network, path: Path) -> None:
@@ -90,17 +82,14 @@ def to_onnx(net: Network, path: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "model.onnx"
         with quiet(), plain_attention(net.module):
-            config = _architectures(net)[0]
+            config = configurations(net.module)[0]
             export(
                 _Answer(net, config), _configuration(net, config), file, opset=OPSET, input_shapes=_sizes(net),
                 disable_dynamic_axes_fix=True,
             )  # fmt: skip
         model = onnx.load(file)
     _note_modules(model)
-    name_nodes(model, places(net.family, net.module))
-    store_once(model.graph)
-    strip(model, text=net.family.data == "text")
-    store.write_bytes(path, model.SerializeToString(deterministic=True))
+    write(model, net, path)
 
 
 def _configuration(net: Network, config: Any) -> OnnxConfig:

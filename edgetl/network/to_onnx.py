@@ -75,11 +75,24 @@ def to_onnx(net: Network, path: Path) -> None:
             input_names=list(names), output_names=["logits"], dynamic_shapes=(shapes,), verbose=False,
         )  # fmt: skip
     assert program is not None
-    model: onnx.ModelProto = program.model_proto
+    write(program.model_proto, net, path)
+
+
+def write(model: onnx.ModelProto, net: Network, path: Path) -> None:
+    """Write what an exporter made of the network: named, equal weights stored once, nothing of the builder's machine.
+
+    Every node has the torch modules that it comes from noted under SCOPES.
+    """
     name_nodes(model, places(net.family, net.module))
     store_once(model.graph)
     strip(model, text=net.family.data == "text")
     store.write_bytes(path, model.SerializeToString(deterministic=True))
+
+
+def configurations(module: nn.Module) -> list[Json]:
+    """Return the configurations of transformers that a network is built from, each once, the outermost first."""
+    every = {id(one.config): one.config for one in module.modules() if hasattr(one, "config")}
+    return [*every.values()]
 
 
 @contextlib.contextmanager
@@ -89,8 +102,7 @@ def plain_attention(module: nn.Module) -> Iterator[None]:
     From torch's own operator the exporter makes a guard against tokens that may look at nothing, and shapes that are
     worked out at every call, which a small network notices. The answers are the same.
     """
-    every = {id(one.config): one.config for one in module.modules() if hasattr(one, "config")}
-    configs = [config for config in every.values() if hasattr(config, "_attn_implementation")]
+    configs = [config for config in configurations(module) if hasattr(config, "_attn_implementation")]
     before = [config._attn_implementation for config in configs]
     try:
         for config in configs:
