@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +15,7 @@ from numpy.typing import NDArray
 from edgetl import comparison, evaluate, gates, plugins
 from edgetl.examples import Part
 from edgetl.gates import Facts, Verdict
-from edgetl.intervals import Interval
+from edgetl.intervals import Interval, Z
 from edgetl.prepare import Prepared
 from edgetl.session import Session
 from edgetl.types import Feed, Json
@@ -20,8 +23,14 @@ from edgetl.types import Feed, Json
 BATCH = 16
 """Samples of one calibration batch, which bounds the memory that it takes."""
 
+INTERVALS = ("accuracy", "f1", "drop", "class_drop", "agreement")
+"""The facts that validation samples tell."""
+
 MOST_ROWS = 1000
 """Validation samples that a file is tried on, many times over."""
+
+SURE = 1.0
+"""Standard errors between a file and a gate's limit: what keeps it here will keep it on the test part 5 times in 6."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +83,11 @@ class Practice:
 class Bar:
     """The gates that a network's files must keep on the validation samples: those that its fp32 file keeps there.
 
-    A gate is judged on the pessimistic end of its interval where the fp32 file keeps it so, else on its value: few
-    samples prove little even of a file that loses nothing. The interval is the one that as many samples as the test
-    split has would give, were they like these.
+    The test part will judge the pessimistic end of its own interval. Whether that keeps a gate is foretold from the
+    validation samples: the interval that the test part's size gives, and beyond it `SURE` standard errors of a
+    difference between the two parts. The fewer samples choose, the more distance from the limit they demand; where
+    they are too few to prove even the fp32 file, a file must do as well as that one. A gate that the fp32 file itself
+    would miss so, but keeps by its value, is judged by the value.
     """
 
     practice: Practice
@@ -85,39 +96,56 @@ class Bar:
 
     def missed(self, answers: NDArray[np.float32]) -> list[Verdict]:
         """Return the gates that (n, K) answers miss and the fp32 file keeps."""
-        found = []
-        strict, plain = (self._verdicts(answers, certain=certain) for certain in (True, False))
-        kept, likely = (self._verdicts(self.own, certain=certain) for certain in (True, False))
-        for gate in strict:
-            if kept[gate].passes and not strict[gate].passes:
-                found.append(strict[gate])
-            elif likely[gate].passes and not plain[gate].passes:
+        found, facts = [], self._facts(answers)
+        sure, plain = self._verdicts(facts, self._width(SURE)), self._verdicts(facts, 0.0)
+        own_sure, own_plain = self._verdicts(self._own_facts, self._width(SURE)), self._verdicts(self._own_facts, 0.0)
+        for gate, own in self._verdicts(self._own_facts, self._width(0.0)).items():
+            if own.passes and not sure[gate].passes and not _as_good(sure[gate], own_sure[gate]):
+                found.append(replace(sure[gate], note=f"foretold by {len(answers)} validation samples"))
+            elif not own.passes and own_plain[gate].passes and not plain[gate].passes:
                 found.append(plain[gate])
         return found
 
-    def _verdicts(self, answers: NDArray[np.float32], *, certain: bool) -> dict[str, Verdict]:
-        facts = self._facts(answers)
+    def unproven(self) -> list[str]:
+        """Return the gates that the fp32 file keeps, but that so few samples cannot prove even of it."""
+        sure, tested = (self._verdicts(self._own_facts, self._width(errors)) for errors in (SURE, 0.0))
+        return [gate for gate, verdict in tested.items() if verdict.passes and not sure[gate].passes]
+
+    def _width(self, errors: float) -> float:
+        """Return the width of the test part's interval, and so many standard errors, over that of these samples."""
+        share = len(self.own) / len(self.practice.prepared.splits["test"])
+        return math.sqrt(share) + errors / Z * math.sqrt(1 + share)
+
+    def _verdicts(self, facts: Facts, width: float) -> dict[str, Verdict]:
+        """Return the verdicts on facts whose intervals are so many times as wide; at 0 as if they were certain."""
+        known: dict[str, Any] = {name: _scaled(getattr(facts, name), width) for name in INTERVALS}
         wanted = {name: limit for name, limit in self.practice.gates.items() if name != "faster"}
-        return {v.gate: v for v in gates.judge(wanted, {}, facts if certain else _values(facts))}
+        return {v.gate: v for v in gates.judge(wanted, {}, replace(facts, **known))}
+
+    @cached_property
+    def _own_facts(self) -> Facts:
+        return self._facts(self.own)
 
     def _facts(self, answers: NDArray[np.float32]) -> Facts:
-        prepared, n = self.practice.prepared, len(answers)
-        rows = np.resize(np.arange(n), max(n, len(prepared.splits["test"])))
-        y, reference, own = self.practice.y[rows], self.reference[rows], self.own[rows]
-        score = evaluate.score(answers[rows], y, prepared.labels)
+        labels, y = self.practice.prepared.labels, self.practice.y
+        score = evaluate.score(answers, y, labels)
         return Facts(
             accuracy=score.accuracy,
             f1=score.macro_f1,
-            drop=evaluate.drop(reference, answers[rows], y),
-            class_drop=comparison.class_drop(reference, answers[rows], y, prepared.labels)[1],
-            agreement=evaluate.agreement(own, answers[rows]),
+            drop=evaluate.drop(self.reference, answers, y),
+            class_drop=comparison.class_drop(self.reference, answers, y, labels)[1],
+            agreement=evaluate.agreement(self.own, answers),
         )
 
 
-def _values(facts: Facts) -> Facts:
-    """Return the facts as if they were certain."""
-    accuracy, f1, drop, worst, agreement = (
-        None if known is None else Interval(known.value, known.value, known.value)
-        for known in (facts.accuracy, facts.f1, facts.drop, facts.class_drop, facts.agreement)
-    )
-    return Facts(accuracy=accuracy, f1=f1, drop=drop, class_drop=worst, agreement=agreement)
+def _scaled(known: Interval, width: float) -> Interval:
+    value = known.value
+    return Interval(value, value - width * (value - known.low), value + width * (known.high - value))
+
+
+def _as_good(verdict: Verdict, other: Verdict) -> bool:
+    """Say whether a pessimistic end is no worse than another of the same gate."""
+    if verdict.value is None or other.value is None:
+        return False
+    worse = verdict.value - other.value
+    return worse <= 0 if verdict.gate.endswith("drop") else worse >= 0

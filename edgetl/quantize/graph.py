@@ -15,6 +15,13 @@ MOST_BYTES = 2**31 - 2**20
 """A protobuf holds less than 2 GiB; edgetl writes no external data, which apps would have to trust."""
 
 
+TABLE = "Gather"
+"""The operator that looks rows of an embedding up."""
+
+LEAST_WEIGHT = 1024
+"""Smaller weights gain nothing by being stored short."""
+
+
 def read(base: Path) -> onnx.ModelProto:
     """Return the model with the shapes that can be inferred.
 
@@ -42,6 +49,13 @@ def working(model: onnx.ModelProto, operators: Sequence[str]) -> tuple[str, ...]
     """Return the names of the nodes of these operators; depthwise convolutions, slower in int8, are left out."""
     dims = {t.name: tuple(t.dims) for t in model.graph.initializer}
     return tuple(n.name for n in model.graph.node if n.op_type in operators and not _depthwise(n, dims))
+
+
+def quantizable(model: onnx.ModelProto, operators: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the nodes of these operators that int8 changes: products, and lookups in large tables."""
+    work = set(working(model, [name for name in operators if name != TABLE]))
+    tables = set(weighted(model, (TABLE,), LEAST_WEIGHT)) if TABLE in operators else set()
+    return tuple(n.name for n in model.graph.node if n.name in work | tables)
 
 
 def weighted(model: onnx.ModelProto, operators: Sequence[str], least: int) -> tuple[str, ...]:

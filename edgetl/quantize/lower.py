@@ -18,13 +18,11 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 
 from edgetl.errors import BadInput
 from edgetl.quantize import graph, ranges
+from edgetl.quantize.graph import LEAST_WEIGHT, TABLE
 from edgetl.recipe.schema import Material
 
 LEAST_SAMPLES = 16
 """Fewer samples do not tell the range of an activation."""
-
-LEAST_WEIGHT = 1024
-"""Smaller weights gain nothing by being stored short."""
 
 BLOCK = 32
 """Weights that share a scale."""
@@ -53,8 +51,10 @@ class Static:
     reduce_range: bool = False  # weights of 7 bits: without VNNI, x86 saturates where two products meet in 16 bits
 
 
-def static(base: Path, material: Material, how: Static) -> onnx.ModelProto:
+def static(base: Path, material: Material, how: Static, folder: Path) -> onnx.ModelProto:
     """Return the model with quantize and dequantize nodes around its operators; weights have a scale a channel.
+
+    Large embeddings are looked up in 8 bits.
 
     Raises:
         BadInput: too few samples, or nothing to quantize.
@@ -62,35 +62,40 @@ def static(base: Path, material: Material, how: Static) -> onnx.ModelProto:
     """
     model, found = graph.read(base), _ranges(base, material, how)
     activation = QuantType.QInt8 if how.symmetric else QuantType.QUInt8
-    names = _chosen(graph.working(model, how.operators), material.floats, base)
-    quantizer = QDQQuantizer(
-        *(model, True, how.reduce_range, QuantType.QInt8, activation),
-        *(_tensors(found), names, [], list(how.operators)),
-        # TensorRT dequantizes no 32 bit integers, which biases would be
-        {"ActivationSymmetric": how.symmetric, "WeightSymmetric": True, "QuantizeBias": not how.symmetric},
-    )
-    with _quietly(base):
-        quantizer.quantize_model()
-    made: onnx.ModelProto = quantizer.model.model
-    return made
+    names, tables = _parts(model, how.operators, material.floats, base)
+    if names:
+        quantizer = QDQQuantizer(
+            *(model, True, how.reduce_range, QuantType.QInt8, activation),
+            *(_tensors(found), names, [], list(_products(how.operators))),
+            # TensorRT dequantizes no 32 bit integers, which biases would be
+            {"ActivationSymmetric": how.symmetric, "WeightSymmetric": True, "QuantizeBias": not how.symmetric},
+        )
+        with _quietly(base):
+            quantizer.quantize_model()
+        model = quantizer.model.model
+    return _tables(model, tables, folder, base)
 
 
 def dynamic(
     base: Path, material: Material, operators: Sequence[str], reduce_range: bool, folder: Path
 ) -> onnx.ModelProto:
-    """Return the model with int8 weights whose activations are quantized at each run, by their own range."""
+    """Return the model with int8 weights whose activations are quantized at each run, by their own range.
+
+    Large embeddings are looked up in 8 bits.
+    """
     model = graph.read(base)
-    names = _chosen(graph.working(model, operators), material.floats, base)
-    names += [f"{name}_MatMul" for name in names]  # what the quantizer calls a Gemm that it has taken apart
-    path = folder / ".dynamic.onnx"
-    with _quietly(base):
-        quantize_dynamic(
-            model, path, op_types_to_quantize=list(operators), per_channel=True, reduce_range=reduce_range,
-            weight_type=QuantType.QInt8, nodes_to_quantize=names,
-        )  # fmt: skip
-    made = onnx.load(path)
-    path.unlink()
-    return made
+    names, tables = _parts(model, operators, material.floats, base)
+    if names:
+        names += [f"{name}_MatMul" for name in names]  # what the quantizer calls a Gemm that it has taken apart
+        path = folder / ".dynamic.onnx"
+        with _quietly(base):
+            quantize_dynamic(
+                model, path, op_types_to_quantize=list(_products(operators)), per_channel=True,
+                reduce_range=reduce_range, weight_type=QuantType.QInt8, nodes_to_quantize=names,
+            )  # fmt: skip
+        model = onnx.load(path)
+        path.unlink()
+    return _tables(model, tables, folder, base)
 
 
 def half(base: Path, material: Material) -> onnx.ModelProto:
@@ -117,7 +122,7 @@ def weights(base: Path, material: Material, bits: int, folder: Path) -> onnx.Mod
 
     """
     model = graph.read(base)
-    kinds = ("MatMul", "Gather")
+    kinds = ("MatMul", TABLE)
     names = _chosen(graph.weighted(model, kinds, LEAST_WEIGHT), material.floats, base)
     left = [node.name for node in model.graph.node if node.name not in names]
     quantizer = MatMulNBitsQuantizer(
@@ -133,15 +138,35 @@ def weights(base: Path, material: Material, bits: int, folder: Path) -> onnx.Mod
     if bits == 4:
         made: onnx.ModelProto = quantizer.model.model
         return made
-    tables = [node.name for node in model.graph.node if node.op_type == "Gather" and node.name in names]
-    return _tables(quantizer.model.model, tables, folder, base) if tables else quantizer.model.model
+    tables = [node.name for node in model.graph.node if node.op_type == TABLE and node.name in names]
+    return _tables(quantizer.model.model, tables, folder, base)
+
+
+def _parts(
+    model: onnx.ModelProto, operators: Sequence[str], floats: frozenset[str], base: Path
+) -> tuple[list[str], list[str]]:
+    """Return the nodes whose products change, and the embeddings that do.
+
+    Raises:
+        BadInput: the network has neither.
+
+    """
+    names = _chosen(graph.quantizable(model, operators), floats, base)
+    tables = [node.name for node in model.graph.node if node.op_type == TABLE and node.name in names]
+    return [name for name in names if name not in tables], tables
+
+
+def _products(operators: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name in operators if name != TABLE)
 
 
 def _tables(model: onnx.ModelProto, names: Sequence[str], folder: Path, base: Path) -> onnx.ModelProto:
     """Return the model with these embeddings in 8 bits."""
+    if not names:
+        return model
     path = folder / ".tables.onnx"
     with _quietly(base):
-        quantize_dynamic(model, path, op_types_to_quantize=["Gather"], nodes_to_quantize=list(names))
+        quantize_dynamic(model, path, op_types_to_quantize=[TABLE], nodes_to_quantize=list(names))
     made = onnx.load(path)
     path.unlink()
     return made
@@ -154,7 +179,7 @@ def _ranges(base: Path, material: Material, how: Static) -> ranges.Ranges:
         raise BadInput(
             problem, fix="raise `samples`, give more training data, or choose int8_dynamic, which needs none"
         )
-    return ranges.kept(material.cache, base, material.calibration, (how.operators, how.method))
+    return ranges.kept(material.cache, base, material.calibration, (_products(how.operators), how.method))
 
 
 def _tensors(found: ranges.Ranges) -> TensorsData:

@@ -54,7 +54,11 @@ class Standard:
         if not asked and not chooses:
             return None
         practice = self.practice if asked else replace(self.practice, gates=UNASKED)
-        return Bar(practice, practice.float_answers(base), practice.float_answers(self.reference))
+        bar = Bar(practice, practice.float_answers(base), practice.float_answers(self.reference))
+        if unproven := bar.unproven():
+            few = f"{len(bar.own)} validation samples are too few to prove {', '.join(unproven)}"
+            log.warning("%s: a file must do as well as fp32 on them; a larger `data.validation` would tell more", few)
+        return bar
 
 
 def produce(net: Network, trial: Trial, order: Order, standard: Standard | None) -> None:

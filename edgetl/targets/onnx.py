@@ -40,7 +40,7 @@ class Onnx:
     precision: Precision = "fp32"  # int8 is static, with calibrated ranges; w8 and w4 shorten only large weights
     samples: int = 128  # of the training part, for calibration and repair
     method: Literal["minmax", "entropy", "percentile"] = "minmax"  # how int8 finds the ranges of activations
-    operators: tuple[str, ...] = ("MatMul", "Gemm", "Conv")  # what int8 quantizes
+    operators: tuple[str, ...] = ("MatMul", "Gemm", "Conv", "Gather")  # what int8 quantizes; Gather: large embeddings
     reduce_range: bool | None = None  # weights of 7 bits, for x86 without VNNI; default: where this machine is one
 
     def __post_init__(self) -> None:
@@ -65,13 +65,13 @@ class Onnx:
 
     def nodes(self, base: Path) -> tuple[str, ...]:
         """Return the nodes of the base file whose precision `lower` changes."""
-        from edgetl.quantize import graph, lower
+        from edgetl.quantize import graph
 
         if self.precision == "fp32":
             return ()
         if self.precision in BITS:
-            return graph.weighted(graph.read(base), ("MatMul", "Gather"), lower.LEAST_WEIGHT)
-        return graph.working(graph.read(base), self.operators)
+            return graph.weighted(graph.read(base), ("MatMul", graph.TABLE), graph.LEAST_WEIGHT)
+        return graph.quantizable(graph.read(base), self.operators)
 
     def lower(self, base: Path, folder: Path, material: Material) -> str:
         """Write the artifact made from the base ONNX file into the folder and return its file name.
@@ -87,7 +87,7 @@ class Onnx:
 
         if self.precision == "int8":
             how = lower.Static(self.operators, self.method, reduce_range=self._reduces())
-            model = lower.static(base, material, how)
+            model = lower.static(base, material, how, folder)
         elif self.precision == "int8_dynamic":
             model = lower.dynamic(base, material, self.operators, self._reduces(), folder)
         elif self.precision == "fp16":

@@ -86,21 +86,21 @@ class Trt:
         if self.precision == "fp32":
             shutil.copyfile(base, folder / FILE)
         else:
-            self._change(base, folder / FILE, material)
+            self._change(base, folder, material)
         _engine.tried(runtime, (folder / FILE).read_bytes())
         return FILE
 
-    def _change(self, base: Path, file: Path, material: Material) -> None:
+    def _change(self, base: Path, folder: Path, material: Material) -> None:
         from edgetl.quantize import graph, lower
         from edgetl.targets import _typed
 
         if self.precision == "int8":
-            model = lower.static(base, material, lower.Static(OPERATORS, symmetric=True))
+            model = lower.static(base, material, lower.Static(OPERATORS, symmetric=True), folder)
         elif self.precision == "fp16":
             model = lower.half(base, material)
         else:
             model = _typed.bf16(base, set(self.nodes(base)) - material.floats)
-        graph.write(model, file)
+        graph.write(model, folder / FILE)
 
     def dtypes(self, file: Path, names: Sequence[str]) -> Mapping[str, str]:
         """Return the precision in which a lowered file computes each of these nodes of the base file, read back."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from edgetl.quantize import repair
 from edgetl.quantize.repair import divergence, lowered, worst_first
 from edgetl.recipe.schema import Material
 from edgetl.targets.onnx import FILE, Onnx
-from tests.quantize.conftest import Case
+from tests.quantize.conftest import BERT, Case
 
 pytestmark = pytest.mark.xdist_group("quantize")  # what the fixtures train and export is made once
 
@@ -107,6 +108,38 @@ def test_the_mask_that_bert_adds_is_given_back(texts: Case, tmp_path: Path) -> N
 def test_the_operators_that_int8_takes_by_itself_leave_the_mask_alone(texts: Case, tmp_path: Path) -> None:
     made = lowered(Onnx(precision="int8"), texts.base, tmp_path, texts.material(), texts.bar(agreement=0.97))
     assert (made.given_back, made.missed) == ((), "")
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8_dynamic"])
+def test_large_embeddings_are_stored_short(
+    texts: Case, tmp_path: Path, precision: Literal["int8", "int8_dynamic"]
+) -> None:
+    files = {}
+    for operators in (("MatMul", "Gemm", "Conv", "Gather"), ("MatMul", "Gemm", "Conv")):
+        target, folder = Onnx(precision=precision, operators=operators), tmp_path / str(len(operators))
+        folder.mkdir()
+        files[len(operators)] = folder / target.lower(texts.base, folder, texts.material())
+    table = int(np.prod([BERT["vocab_size"], BERT["hidden_size"]]))
+    assert files[3].stat().st_size - files[4].stat().st_size > 3 * table - 1000  # a byte a weight, and its nodes
+    found = Onnx(precision=precision).dtypes(files[4], ("words/Gather", "types/Gather"))
+    assert found == {"words/Gather": "w8", "types/Gather": "fp32"}
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8_dynamic"])
+def test_an_embedding_with_an_outlier_is_given_back(
+    texts: Case, tmp_path: Path, precision: Literal["int8", "int8_dynamic"]
+) -> None:
+    model = onnx.load(texts.base)
+    table = next(t for t in model.graph.initializer if "word_embeddings" in t.name)
+    values = numpy_helper.to_array(table).copy()
+    values[0] = 1e4  # the padding, which the mask hides: no answer changes, but 8 bits hold nothing else beside it
+    table.CopyFrom(numpy_helper.from_array(values, table.name))
+    base = tmp_path / "base.onnx"
+    onnx.save(model, base)
+    planted = replace(texts, base=base)
+    made = lowered(Onnx(precision=precision), base, tmp_path, planted.material(), planted.bar(agreement=0.98))
+    assert made.given_back == ("words/Gather",)
+    assert not made.missed
 
 
 def test_what_cannot_be_repaired_is_made_plainly_and_says_what_it_misses(pictures: Case, tmp_path: Path) -> None:
