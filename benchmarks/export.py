@@ -24,6 +24,7 @@ import numpy as np
 from _export_networks import ROOT, RUNS, Job, jobs
 from _export_peers import NAMES, Entry, Given, entries
 from _export_rounds import SAMPLES, Made, answered, answers_of, interleaved
+from _export_shown import show
 from _results import Row, finished, host, keep, points
 from numpy.typing import NDArray
 
@@ -57,12 +58,14 @@ def main() -> None:
     out = options.out or (RUNS / "export.json" if options.quick else RESULT)
     wanted = [job for job in jobs(options) if not options.only or job.name in options.only]
     print(f"about {sum(job.minutes for job in wanted)} minutes; finished rows of {out} are kept", flush=True)
-    now = conditions(quick=options.quick)
-    rows = finished(out, now)
+    here, networks = machine(), networks_of(out)
+    if not (rows := finished(out, conditions(networks, quick=options.quick))):
+        networks = {}
     for job in wanted:
-        if not any(row["network"] == job.name for row in rows):
-            rows += measured(job, options)
-            keep(out, now, rows, targets(rows))
+        if networks.get(job.name) != here:
+            rows = [row for row in rows if row["network"] != job.name] + measured(job, options)
+            networks[job.name] = here
+            keep(out, conditions(networks, quick=options.quick), rows, targets(rows))
     show(json.loads(out.read_text("utf-8")))
 
 
@@ -85,11 +88,20 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def conditions(*, quick: bool) -> Row:
-    """What the figures depend on; another machine or version begins anew."""
+def machine() -> Row:
+    """What the figures of a network depend on; on another machine or version it is measured anew."""
     code = [store.source_digest(ROOT / "edgetl" / part) for part in ("quantize", "targets")]
+    return {**host(PACKAGES), "code": store.digest(code)[:16]}
+
+
+def networks_of(out: Path) -> dict[str, Row]:
+    """The machine and the versions of each network that an earlier run finished."""
+    return dict(json.loads(out.read_text("utf-8"))["conditions"]["networks"]) if out.is_file() else {}
+
+
+def conditions(networks: Mapping[str, Row], *, quick: bool) -> Row:
+    """How every network is measured, and with what each of them was."""
     return {
-        **host(PACKAGES),
         "batch": 1,
         "threads": [1, 2],
         "quick": quick,
@@ -97,7 +109,7 @@ def conditions(*, quick: bool) -> Row:
         "calibration": f"{CALIBRATION} training samples",
         "quantity": "median CPU time of a call at one thread, wall time at two",
         "interval": "95 %, Student's t on the logarithms of the rounds' ratios: the median over cycles of turns",
-        "code": store.digest(code)[:16],
+        "networks": dict(networks),
     }
 
 
@@ -269,31 +281,6 @@ def chain(network: str, student: Row, dense: Row) -> list[Row]:
     name = f"{network}: {student['row']} over dense fp32, lower end, {lost:g} points lost"
     met = faster is not None and faster.low >= TIMES and student["keeps_gate"]
     return [{"name": name, "goal": TIMES, **(told(faster) or {}), "met": met}]
-
-
-def show(result: Row) -> None:
-    """Print the targets and the rows as tables in Markdown."""
-    for one in result["targets"]:
-        ends = "" if one["low"] is None else f" ({one['low']:g} to {one['high']:g})"
-        print(f"{one['name']}: {one['value']:g}{ends}, goal {one['goal']:g}: {'met' if one['met'] else 'not met'}")
-    print("\n| network | row | accuracy % | lost | MB | CPU ms | time / fp32 (95 %) | at 2 threads | note |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for row in result["rows"]:
-        print(f"| {row['network']} | {row['row']} | {' | '.join(cells(row))} |")
-
-
-def cells(row: Row) -> list[str]:
-    if row["skipped"]:
-        return ["-"] * 6 + [row["skipped"]]
-    roof = row.get("roofline_percent")
-    near = "" if "ships" not in row else f"; {roof or 'not available'} % of the roofline" if roof else "; roofline n/a"
-    note = row.get("ships", "") + near + ("" if row["keeps_gate"] else " misses the gate")
-    spans = [
-        f"{r['value']:.3f} ({r['low']:.3f} to {r['high']:.3f})" if r else "-" for r in (row["ratio"], row["ratio_2"])
-    ]
-    mb = "-" if row["size_bytes"] is None else f"{row['size_bytes'] / 1e6:.2f}"
-    ms = "-" if row["cpu_ms"] is None else f"{row['cpu_ms']:.4f}"
-    return [f"{row['accuracy']:.2f}", f"{row['drop']['value']:.2f}", mb, ms, *spans, note]
 
 
 if __name__ == "__main__":
