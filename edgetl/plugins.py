@@ -75,8 +75,10 @@ def source(kind: Kind, name: str) -> Path:
 
 
 def digest(kind: Kind, name: str) -> str:
-    """Return the sha256 of a plugin's code."""
-    return store.source_digest(source(kind, name))
+    """Return the sha256 of a plugin's code, and of the helpers beside it, which any plugin of the folder may use."""
+    path = source(kind, name)
+    helpers = sorted(path.parent.glob("_*.py"))
+    return store.digest([store.source_digest(part) for part in (path, *helpers)])
 
 
 def _own(kind: Kind) -> Path:

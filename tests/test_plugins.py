@@ -57,6 +57,16 @@ def test_a_users_file_with_the_name_of_ours_is_refused(own: Path) -> None:
         plugins.find("methods", "optin")
 
 
+@pytest.mark.parametrize(
+    ("changed", "counts"), [("nothing.py", True), ("_helper.py", True), ("_new.py", True), ("other.py", False)]
+)
+def test_a_step_is_made_anew_where_its_code_or_a_helper_changed(own: Path, changed: str, *, counts: bool) -> None:
+    before = plugins.digest("methods", "nothing")
+    with (own / "methods" / changed).open("a") as f:
+        f.write("# changed\n")
+    assert (plugins.digest("methods", "nothing") != before) == counts
+
+
 def test_an_unknown_name_gets_the_nearest_one() -> None:
     with pytest.raises(BadInput, match="no method 'finetun'") as caught:
         plugins.find("methods", "finetun")
