@@ -37,15 +37,16 @@ SCHEDULE = {"precision": "bf16", "lr": 4.0e-3, "views_a_step": 1024}
 
 def gpu_rows(options: argparse.Namespace, rows: Sequence[Row], runs: Path, add: Callable[[Row], None]) -> None:
     """Make the rows that are not there yet, or say of each that it was not run."""
-    there = {(r["data"], r["row"]) for r in rows if r["table"] == "gpu"}
     sets = {"cifar10": options.cifar10, "cifar100": options.cifar100}
     for data, folder in sets.items():
+        runs_now = possible(folder)
+        there = {(r["data"], r["row"]) for r in rows if r["table"] == "gpu" and (r["n"] or not runs_now)}
         for share in SHARES:
             for net in NETS:
                 for row in ROWS:
                     key = (f"{data} {share}", f"{net} {row}")
                     if key not in there:
-                        made = run(data, folder, share, net, row, runs) if possible(folder) else NOT_RUN
+                        made = run(data, folder, share, net, row, runs) if runs_now else NOT_RUN
                         add({"table": "gpu", "data": key[0], "row": key[1], **made})
 
 

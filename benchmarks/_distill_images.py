@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _results import Row, percent
+from _results import Row, packed, percent
 from numpy.typing import NDArray
 from optin_cnn import CLASSES, decoded
 
@@ -217,8 +217,8 @@ def context(data: Data, seed: int, work: Path, teacher: Network | None = None) -
     return Context(data, seed, work, past, once)
 
 
-def measured(images: Images, row: str, settings: Mapping[str, Any], views: int, rights: Path) -> Row:
-    """Train one row and judge it on the test part; what it answers right is written to `rights`."""
+def measured(images: Images, row: str, settings: Mapping[str, Any], views: int) -> Row:
+    """Train one row and judge it on the test part."""
     data = images.data
     teacher = images.teacher() if "teacher" in settings else None
     net = create("resnet_cifar", {**STUDENT, **shape_of(data)}, data.labels, images.seed)
@@ -230,13 +230,18 @@ def measured(images: Images, row: str, settings: Mapping[str, Any], views: int, 
     rows = data.rows("test")
     logits, y = answers(made, data, rows), data.prepared.y[rows]
     right = logits.argmax(1) == y
-    rights.parent.mkdir(parents=True, exist_ok=True)
-    np.save(rights, right)
     step: Any = step_of(settings, len(data.rows("train")), views)  # a method that trains has a schedule
     told = {"epochs": step.schedule.epochs, "views_a_sample": views_of(settings), "cpu_s": round(seconds, 1)}
     told["views"] = told["epochs"] * told["views_a_sample"] * len(data.rows("train"))
     score = {"n": len(y), "accuracy": percent(right.mean()), "ece": percent(calibration_error(logits, y))}
-    return {**told, **score}
+    return {**told, **score, "right": packed(right)}
+
+
+def code_of(settings: Mapping[str, Any]) -> str:
+    """What a row's figures depend on besides the conditions: its settings, and the code of its method and losses."""
+    losses = [loss["use"] for loss in _losses(settings)] or ["labels", "logits"]
+    code = [plugins.digest("methods", settings["use"]), *(plugins.digest("losses", name) for name in losses)]
+    return store.digest([settings, code])[:16]
 
 
 def wanted(sets: Sequence[str], seeds: int, *, options: bool) -> Iterator[tuple[str, str, str, int]]:

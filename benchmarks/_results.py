@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgetl.intervals import Interval
 from edgetl.machine import cpu_model, usable_cpus
@@ -32,6 +36,17 @@ def percent(share: float) -> float:
 def points(share: Interval, digits: int = 2) -> Row:
     """A difference of shares in points, with the ends of its interval."""
     return {end: round(100 * getattr(share, end), digits) for end in ("value", "low", "high")}
+
+
+def packed(right: NDArray[np.bool_]) -> str:
+    """Which samples were answered right, as text: rows of other days and machines are paired with them."""
+    return base64.b64encode(np.packbits(right).tobytes()).decode("ascii")
+
+
+def unpacked(row: Row) -> NDArray[np.bool_]:
+    """What was packed in a row of n samples."""
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(row["right"]), np.uint8))
+    return bits[: row["n"]].astype(bool)
 
 
 def finished(out: Path, now: Row) -> list[Row]:

@@ -13,26 +13,27 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import _distill_text
 import numpy as np
 import torch
 from _distill_gpu import gpu_rows
-from _distill_images import FREE, OPTIONS, ROWS, SCHEDULE, VIEWS_A_STEP, Images, measured, wanted
+from _distill_images import FREE, OPTIONS, ROWS, SCHEDULE, VIEWS_A_STEP, Images, code_of, measured, wanted
 from _distill_speed import SPEED_GOAL, speed_rows, speed_targets
 from _distill_text import text_rows, text_targets
-from _results import Row, finished, host, keep
+from _results import Row, finished, host, keep, unpacked
 from numpy.typing import NDArray
 
-from edgetl import intervals, plugins, store
+from edgetl import intervals
+from edgetl.machine import cpu_model
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "runs" / "benchmarks" / "distill"
 RESULT = Path(__file__).parent / "results" / "distill.json"
 PARTS = ("images", "text", "speed", "gpu")
 MINUTES = {"images": 620, "text": 300, "speed": 240, "gpu": 80}
-LOSSES = ("byot", "dist", "dkd", "labels", "logits", "lsskd", "ps_kd")
 VIEWS, SHOTS = 100_000, 100
 QUICK_VIEWS, QUICK_SHOTS = 12_000, 20
 
@@ -46,21 +47,23 @@ def main() -> None:
     print(f"about {minutes} minutes; finished rows of {out} are kept", flush=True)
     torch.set_num_threads(1)
     now = conditions(options)
-    rows = finished(out, now)
+    rows = [row for row in finished(out, now) if current(row)]
 
     def add(row: Row) -> None:
-        rows.append(row)
-        keep(out, now, rows, targets(rows, rights_of(out)))
+        same = [key_of(other) == key_of(row) for other in rows]
+        rows[:] = [other for other, out_of_date in zip(rows, same, strict=True) if not out_of_date]
+        rows.append({**row, "cpu": cpu_model()})
+        keep(out, now, rows, targets(rows))
 
     if "images" in options.parts:
-        image_rows(options, rows, rights_of(out), add)
+        image_rows(options, rows, add)
     if "text" in options.parts:
         text_rows(options, rows, RUNS / "text", add)
     if "speed" in options.parts:
         speed_rows(options, rows, RUNS / "speed", add)
     if "gpu" in options.parts and not options.quick:
         gpu_rows(options, rows, RUNS / "gpu", add)
-    show(rows, targets(rows, rights_of(out)))
+    show(rows, targets(rows))
 
 
 def arguments() -> argparse.Namespace:
@@ -80,33 +83,33 @@ def arguments() -> argparse.Namespace:
 
 
 def conditions(options: argparse.Namespace) -> Row:
-    """What the figures depend on; another machine or version begins anew."""
+    """What all figures depend on; other versions begin anew. Accuracy is the same on any machine; rows name theirs."""
+    versions = host(("edgetl", "torch", "transformers", "onnxruntime", "numpy"))
     return {
-        **host(("edgetl", "torch", "transformers", "onnxruntime", "numpy")),
+        **{name: version for name, version in versions.items() if name not in ("cpu", "cores")},
         "threads": 1,
-        "losses": {name: plugins.digest("losses", name)[:16] for name in LOSSES},
         "quick": options.quick,
         "images": {
             "views": QUICK_VIEWS if options.quick else options.views,
             "shots": QUICK_SHOTS if options.quick else SHOTS,
             "views_a_step": VIEWS_A_STEP,
             "schedule": SCHEDULE,
-            "rows": {**ROWS, **OPTIONS},
             "selection": "none: one schedule for all rows, the network of the last epoch",
         },
         "interval": "95 %, Student's t over seeds of differences paired on the same test images",
     }
 
 
-def rights_of(out: Path) -> Path:
-    return RUNS / "right" / store.digest(str(out.resolve()))[:8]
+def current(row: Row) -> bool:
+    """Whether today's settings and code would make this row."""
+    if row["table"] == "text":
+        loss = row["row"].partition(" ")[2]
+        return bool(row["code"] == _distill_text.code_of(loss or "labels"))
+    settings = {**ROWS, **OPTIONS}.get(row["row"])
+    return "code" not in row or (settings is not None and row["code"] == code_of(settings))
 
 
-def file_of(rights: Path, key: Key) -> Path:
-    return rights / ("-".join(key) + ".npy")
-
-
-def image_rows(options: argparse.Namespace, rows: Sequence[Row], rights: Path, add: Callable[[Row], None]) -> None:
+def image_rows(options: argparse.Namespace, rows: Sequence[Row], add: Callable[[Row], None]) -> None:
     """Make the rows of images that are not there yet."""
     sets = {"digits": None} if options.quick else {"cifar10": options.cifar10, "fashion-mnist": options.fashion_mnist}
     given = [name for name, folder in sets.items() if options.quick or folder is not None]
@@ -114,7 +117,7 @@ def image_rows(options: argparse.Namespace, rows: Sequence[Row], rights: Path, a
     for table, name, row, seed in wanted(given, 2 if options.quick else options.seeds, options=not options.quick):
         key = (table, name, row, str(seed))
         there = {key_of(r): r for r in rows}
-        if key in there and file_of(rights, key).is_file():
+        if key in there:
             continue
         print(" ".join(key), file=sys.stderr, flush=True)
         weights = options.weights if name == "cifar10" else None
@@ -122,39 +125,41 @@ def image_rows(options: argparse.Namespace, rows: Sequence[Row], rights: Path, a
         images = Images(name, sets[name], shots, 10_000, views, seed, RUNS, weights)
         settings = {**ROWS, **OPTIONS}[row]
         budget = views if table != "equal_time" else round(views * longer(there, name, row))
-        found = measured(images, row, settings, budget, file_of(rights, key))
-        add({"table": table, "data": name, "row": row, "seed": seed, **found})
+        told = {"table": table, "data": name, "row": row, "seed": seed, "code": code_of(settings)}
+        add({**told, **measured(images, row, settings, budget)})
 
 
 def longer(there: dict[Key, Row], name: str, row: str) -> float:
-    """How many times the views a row may see in the time that LSSKD's default takes, by the first seed's CPU time."""
-    first = {which: there["equal_views", name, which, "0"] for which in (row, "lsskd_default")}
-    each = {which: found["cpu_s"] / found["views"] for which, found in first.items()}
-    return float(each["lsskd_default"] / each[row])
+    """How many times the views a row may see in the time of LSSKD's default, by a seed that one machine made."""
+    for seed in map(str, range(100)):
+        default, own = (there.get(("equal_views", name, which, seed)) for which in ("lsskd_default", row))
+        if default and own and default["cpu"] == own["cpu"]:
+            return float(default["cpu_s"] / default["views"] * own["views"] / own["cpu_s"])
+    sys.exit(f"{name}: no seed has rows of lsskd_default and {row} from one machine, so their times do not compare")
 
 
 def key_of(row: Row) -> Key:
     return tuple(str(row.get(k)) for k in ("table", "data", "row", "seed"))
 
 
-def targets(rows: Sequence[Row], rights: Path) -> list[Row]:
+def targets(rows: Sequence[Row]) -> list[Row]:
     """The goals of the tables whose rows are there."""
-    there = {key_of(row) for row in rows}
+    there = {key_of(row): row for row in rows}
     found = []
     for table in ("equal_views", "equal_time"):
         for name in dict.fromkeys(row["data"] for row in rows if row["table"] == table):
             seeds = [seed for seed in map(str, range(100)) if (table, name, "lsskd_default", seed) in there]
             others = [o for o in FREE if o != "lsskd_default"]
-            if len(seeds) > 1 and {(table, name, o, s) for o in others for s in seeds} <= there:
-                found += [gain(rights, table, name, other, seeds) for other in others]
-    return [*found, *text_targets(rows, RUNS / "text"), *speed_targets(rows)]
+            if len(seeds) > 1 and {(table, name, o, s) for o in others for s in seeds} <= there.keys():
+                found += [gain(there, table, name, other, seeds) for other in others]
+    return [*found, *text_targets(rows), *speed_targets(rows)]
 
 
-def gain(rights: Path, table: str, name: str, other: str, seeds: Sequence[str]) -> Row:
+def gain(there: Mapping[Key, Row], table: str, name: str, other: str, seeds: Sequence[str]) -> Row:
     """What LSSKD's default answers right more often than another row, in points; met where the lower end is above 0."""
 
     def right(row: str, seed: str) -> NDArray[np.float64]:
-        return np.asarray(np.load(file_of(rights, (table, name, row, seed))), np.float64)
+        return unpacked(there[table, name, row, seed]).astype(np.float64)
 
     gains = [100 * float((right("lsskd_default", s) - right(other, s)).mean()) for s in seeds]
     mean = float(np.mean(gains))
