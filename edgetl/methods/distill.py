@@ -16,6 +16,7 @@ from edgetl.errors import BadInput
 from edgetl.examples import UNLABELLED
 from edgetl.methods._picked import picked
 from edgetl.network.network import Network, create
+from edgetl.preprocess import IDS, MASK
 from edgetl.recipe.objective import Losses, check_mixed
 from edgetl.recipe.schema import Branches, Context, Need, Schedule, Step, Teacher
 from edgetl.strict import Strict
@@ -23,6 +24,7 @@ from edgetl.train.answers import answers
 from edgetl.train.batches import Data
 from edgetl.train.course import Course, terms
 from edgetl.train.fit import fit
+from edgetl.train.texts import changed
 from edgetl.train.training import usual
 from edgetl.types import Json
 
@@ -39,6 +41,7 @@ class Student(Strict):
 class Distill(Step):
     """Knowledge distillation (Hinton, Vinyals & Dean 2015, arXiv 1503.02531) into another architecture.
 
+    A student of texts learns more from more of them: `augmented` copies, which need no class (train/texts.py).
     Without a `student` the network is born again, uncut, from random weights (Furlanello et al. 2018,
     arXiv 1805.04770); with `layers` it keeps that many of its blocks, and their weights (DistilBERT, Sanh et al. 2019,
     arXiv 1910.01108).
@@ -50,6 +53,7 @@ class Distill(Step):
     weight: float = Field(0.5, ge=0, le=1)  # of the teacher's term; the labels' term gets the rest
     schedule: Schedule = Schedule()
     unlabelled: bool = True  # learn from the data's unlabelled part too, under the labels that the teacher gives it
+    augmented: int = Field(0, ge=0, le=20)  # changed copies of every training text, which the teacher answers too
     losses: Losses = ()  # default: the labels and the softened answers, by `weight` and `temperature`
     trains: ClassVar[bool] = True
     cuts: ClassVar[bool] = True
@@ -63,10 +67,16 @@ class Distill(Step):
         return losses
 
     @model_validator(mode="after")
-    def _one_student(self) -> Self:
+    def _agreeing(self) -> Self:
         if self.student and self.layers:
             raise ValueError("`student` and `layers` name two students")
+        if self.augmented and not self.unlabelled:
+            raise ValueError("`augmented` makes unlabelled texts, which `unlabelled: false` leaves out")
         return self
+
+    def passes(self, rows: int, units: int) -> float:
+        """Return about how many forward passes of one sample it costs, copies included."""
+        return super().passes(rows * (1 + self.augmented), units)
 
     def sources(self) -> tuple[tuple[str, str | Mapping[str, Json]], ...]:
         """Return family and source of the student, and of teachers from elsewhere."""
@@ -85,7 +95,7 @@ class Distill(Step):
             Diverged: the loss is not finite.
 
         """
-        ctx = self._with_unlabelled(net, ctx)
+        ctx = self._with_unlabelled(net, self._with_copies(ctx))
         student = picked(net, self.layers) if self.layers else self._created(net, ctx)
         teacher = Teacher(step="the incoming network", temperature=self.temperature, weight=self.weight)
         course = Course(student, net, ctx, self.schedule.epochs)
@@ -103,6 +113,24 @@ class Distill(Step):
         student = create(chosen.family, source, net.labels, ctx.seed)
         _check_inputs(student, chosen, ctx.data)
         return student
+
+    def _with_copies(self, ctx: Context) -> Context:
+        if not self.augmented:
+            return ctx
+        inputs = ctx.data.prepared.inputs
+        if not {IDS, MASK} <= set(inputs):
+            fix = "leave `augmented` out; pictures are changed by `augment` of the data"
+            raise BadInput("`augmented` makes copies of texts, and the data has none", fix=fix)
+        rows = ctx.data.rows("train")
+
+        def make(folder: Path, seed: int) -> None:
+            ids, mask = changed((inputs[IDS][rows], inputs[MASK][rows]), self.augmented, seed)
+            np.save(folder / "ids.npy", ids, allow_pickle=False)
+            np.save(folder / "mask.npy", mask, allow_pickle=False)
+
+        made = ctx.once("copies", {"data": ctx.data.digest, "copies": self.augmented}, make)
+        ids, mask = (np.load(made / name, allow_pickle=False) for name in ("ids.npy", "mask.npy"))
+        return replace(ctx, data=ctx.data.extended({IDS: ids, MASK: mask}))
 
     def _with_unlabelled(self, teacher: Network, ctx: Context) -> Context:
         rows = ctx.data.rows(UNLABELLED)

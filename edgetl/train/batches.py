@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from edgetl.examples import UNLABELLED, Augmentation, Part
 from edgetl.prepare import Prepared
-from edgetl.types import Operation
+from edgetl.types import Array, Operation
 
 Rows: TypeAlias = NDArray[np.int64]
 Batch: TypeAlias = dict[str, Tensor]
@@ -50,6 +50,18 @@ class Data:
         made = Data(replace(known, y=every, splits=splits, digest=digest), self.augment)
         made._resident = self._resident  # the inputs are the same
         return made
+
+    def extended(self, inputs: Mapping[str, Array]) -> Data:
+        """Return the data with these inputs, each (N, ...), behind it as more unlabelled rows."""
+        known, count = self.prepared, len(next(iter(inputs.values())))
+        rows = np.arange(len(known.y), len(known.y) + count)
+        every = {name: np.concatenate([values, inputs[name]]) for name, values in known.inputs.items()}
+        splits = {**known.splits, UNLABELLED: np.append(self.rows(UNLABELLED), rows)}
+        digest = hashlib.sha256(known.digest.encode())
+        for name in sorted(inputs):
+            digest.update(np.ascontiguousarray(inputs[name]).tobytes())
+        y = np.append(known.y, np.full(count, -1))
+        return Data(replace(known, y=y, splits=splits, inputs=every, digest=digest.hexdigest()), self.augment)
 
     def batch(self, rows: Rows, device: str | torch.device = "cpu", draws: Tensor | None = None) -> Batch:
         """Return the inputs of the rows, `labels` (B,) and `index` (B,); with draws (B, ops, 2), augmented."""

@@ -83,7 +83,8 @@ def test_scores_equal_those_of_whole_forwards_without_the_token(net, tiny, batch
             without, q = forward(net, tiny.batch(rows), (stage, 1 + token))
             pairs = zip(dense[stage + 1 :], without[stage + 1 :], strict=True)
             manifold = sum(float((alike(a) - alike(b)).square().sum()) for a, b in pairs)
-            assert found.manifold[stage, token] == pytest.approx(manifold, rel=1e-4, abs=1e-12)
+            # squares of small differences of fp32 values: their last digits differ from one processor to another
+            assert found.manifold[stage, token] == pytest.approx(manifold, rel=1e-3, abs=1e-12)
             assert found.output[stage, token] == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-4, abs=1e-9)
     assert not found.output[2].any()  # behind the last block only the class token is read
     assert found.output[:2].all()
