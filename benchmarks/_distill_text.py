@@ -45,7 +45,11 @@ ROWS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "kd+mi_alpha": [LABELS, KD, {"use": "mi_alpha"}],
     "kd+hidden": [LABELS, KD, {"use": "hidden", "weight": 0.1}],
     "kd+relations": [LABELS, KD, {"use": "relations"}],
+    "kd+augmented": [LABELS, KD],
 }
+COPIES = {"kd+augmented": 4}
+"""Changed copies of every text, with as many fewer epochs."""
+
 TOKENWISE = ("kd+hidden", "kd+relations")
 """Losses that compare positions, of which a bag of words has none. `attention` needs equally many heads: 12 and 4."""
 
@@ -75,7 +79,7 @@ def text_rows(options: argparse.Namespace, rows: Sequence[Row], runs: Path, add:
 def code_of(row: str) -> str:
     """What a row's figures depend on besides the conditions: its losses with their code, rates and epochs."""
     code = [plugins.digest("losses", loss["use"]) for loss in ROWS[row]]
-    return store.digest([ROWS[row], STUDENTS, RATES, EPOCHS, TEACHING, code])[:16]
+    return store.digest([ROWS[row], COPIES.get(row, 0), STUDENTS, RATES, EPOCHS, TEACHING, code])[:16]
 
 
 def keys() -> Iterator[tuple[str, str]]:
@@ -100,10 +104,11 @@ def taught(source: Path, minilm: str, runs: Path) -> tuple[Data, Network]:
 def made(data: Data, teacher: Network, student: str, row: str, runs: Path) -> Row:
     """The row of the learning rate that validation prefers."""
     found: list[tuple[float, float, Network]] = []
-    started = time.process_time()
+    started, copies = time.process_time(), COPIES.get(row, 0)
     for lr in RATES[student]:
-        schedule = {"epochs": EPOCHS[student], "lr": lr, "batch": 32, "weight_decay": 0.01}
-        step = Distill(use="distill", student=STUDENTS[student], losses=ROWS[row], schedule=schedule)
+        epochs = EPOCHS[student] // (1 + copies)
+        schedule = {"epochs": epochs, "lr": lr, "batch": 32, "weight_decay": 0.01}
+        step = Distill(use="distill", student=STUDENTS[student], losses=ROWS[row], schedule=schedule, augmented=copies)
         net = step.run(teacher.copy(), context(data, 0, runs / "work"))
         rows = data.rows("validation")
         right = answers(net, data, rows).argmax(1) == data.prepared.y[rows]
