@@ -41,7 +41,7 @@ class Student(Strict):
 class Distill(Step):
     """Knowledge distillation (Hinton, Vinyals & Dean 2015, arXiv 1503.02531) into another architecture.
 
-    A student of texts learns more from more of them: `augmented` copies, which need no class (train/texts.py).
+    With `augmented` the teacher answers changed copies of the training texts too (train/texts.py).
     Without a `student` the network is born again, uncut, from random weights (Furlanello et al. 2018,
     arXiv 1805.04770); with `layers` it keeps that many of its blocks, and their weights (DistilBERT, Sanh et al. 2019,
     arXiv 1910.01108).
@@ -141,7 +141,8 @@ class Distill(Step):
         def make(folder: Path, seed: int) -> None:
             np.save(folder / "y.npy", answers(teacher, ctx.data, rows).argmax(axis=1), allow_pickle=False)
 
-        said = np.load(ctx.once("labels", {"teacher": teacher}, make) / "y.npy", allow_pickle=False)
+        parts: dict[str, Json | Network] = {"teacher": teacher, "data": ctx.data.digest}
+        said = np.load(ctx.once("labels", parts, make) / "y.npy", allow_pickle=False)
         return replace(ctx, data=ctx.data.labelled(said))
 
 

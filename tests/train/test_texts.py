@@ -105,6 +105,13 @@ def test_the_teacher_answers_the_copies_of_training_texts_and_of_no_others(conte
     assert student.digest != plain.digest
 
 
+def test_steps_with_other_counts_of_copies_share_nothing_wrong(context, data: Data) -> None:
+    shared = replace(context(), data=data)
+    alone = [taught(replace(context(f"alone-{count}"), data=data), augmented=count)[0] for count in (1, 3)]
+    together = [taught(shared, augmented=count)[0] for count in (1, 3)]
+    assert [net.digest for net in together] == [net.digest for net in alone]
+
+
 def test_copies_are_of_texts_and_need_the_teachers_labels(context) -> None:
     step = Distill(use="distill", augmented=1, schedule=Schedule(epochs=1, batch=16))
     with pytest.raises(BadInput, match="the data has none") as caught:
