@@ -20,7 +20,7 @@ from edgetl.preprocess import IDS, MASK
 from edgetl.recipe.objective import Losses, check_mixed
 from edgetl.recipe.schema import Branches, Context, Need, Schedule, Step, Teacher
 from edgetl.strict import Strict
-from edgetl.train.answers import answers
+from edgetl.train.answers import table
 from edgetl.train.batches import Data
 from edgetl.train.course import Course, terms
 from edgetl.train.fit import fit
@@ -137,13 +137,9 @@ class Distill(Step):
         if not self.unlabelled or not len(rows):
             return ctx
         log.info("%s: the teacher labels %d examples", self.name or self.use, len(rows))
-
-        def make(folder: Path, seed: int) -> None:
-            np.save(folder / "y.npy", answers(teacher, ctx.data, rows).argmax(axis=1), allow_pickle=False)
-
-        parts: dict[str, Json | Network] = {"teacher": teacher, "data": ctx.data.digest}
-        said = np.load(ctx.once("labels", parts, make) / "y.npy", allow_pickle=False)
-        return replace(ctx, data=ctx.data.labelled(said))
+        asked = replace(ctx, data=ctx.data.labelled(ctx.data.prepared.y[rows], teacher.digest))
+        said = table(teacher, asked)[rows].argmax(axis=1)  # which the training will read too
+        return replace(ctx, data=ctx.data.labelled(said, teacher.digest))
 
 
 def _check_inputs(student: Network, chosen: Student, data: Data) -> None:

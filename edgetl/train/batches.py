@@ -40,13 +40,13 @@ class Data:
         """Return the row numbers of a part, none where there is no such part."""
         return self.prepared.splits.get(part, np.zeros(0, np.int64))
 
-    def labelled(self, y: Rows) -> Data:
-        """Return the data with its unlabelled rows in the training part, under these class numbers."""
+    def labelled(self, y: Rows, teacher: str) -> Data:
+        """Return the data with its unlabelled rows in the training part, under class numbers of a teacher's digest."""
         rows, known = self.rows(UNLABELLED), self.prepared
         every = known.y.copy()
         every[rows] = y
         splits = {**known.splits, "train": np.sort(np.append(self.rows("train"), rows)), UNLABELLED: rows[:0]}
-        digest = hashlib.sha256(known.digest.encode() + y.astype("<i8").tobytes()).hexdigest()
+        digest = hashlib.sha256(f"{known.digest} {teacher}".encode()).hexdigest()
         made = Data(replace(known, y=every, splits=splits, digest=digest), self.augment)
         made._resident = self._resident  # the inputs are the same
         return made
