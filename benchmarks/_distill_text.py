@@ -77,8 +77,8 @@ def text_rows(options: argparse.Namespace, rows: Sequence[Row], runs: Path, add:
 
 
 def code_of(row: str) -> str:
-    """What a row's figures depend on besides the conditions: its losses with their code, rates and epochs."""
-    code = [plugins.digest("losses", loss["use"]) for loss in ROWS[row]]
+    """What a row's figures depend on besides the conditions: its losses, rates and epochs, and the code of all."""
+    code = [plugins.digest("methods", "distill"), *(plugins.digest("losses", loss["use"]) for loss in ROWS[row])]
     return store.digest([ROWS[row], COPIES.get(row, 0), STUDENTS, RATES, EPOCHS, TEACHING, code])[:16]
 
 

@@ -21,12 +21,12 @@ Row = dict[str, Any]
 
 def host(packages: Iterable[str]) -> Row:
     """The machine and the versions that every figure depends on."""
-    return {
-        "cpu": cpu_model(),
-        "cores": len(usable_cpus()),
-        "python": ".".join(map(str, sys.version_info[:3])),
-        **{name: version(name) for name in packages},
-    }
+    return {"cpu": cpu_model(), "cores": len(usable_cpus()), **versions(packages)}
+
+
+def versions(packages: Iterable[str]) -> Row:
+    """The versions of Python and of packages."""
+    return {"python": ".".join(map(str, sys.version_info[:3])), **{name: version(name) for name in packages}}
 
 
 def percent(share: float) -> float:

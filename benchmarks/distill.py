@@ -23,10 +23,10 @@ from _distill_gpu import gpu_rows
 from _distill_images import FREE, OPTIONS, ROWS, SCHEDULE, VIEWS_A_STEP, Images, code_of, measured, wanted
 from _distill_speed import SPEED_GOAL, speed_rows, speed_targets
 from _distill_text import text_rows, text_targets
-from _results import Row, finished, host, keep, unpacked
+from _results import Row, finished, keep, unpacked, versions
 from numpy.typing import NDArray
 
-from edgetl import intervals
+from edgetl import intervals, store
 from edgetl.machine import cpu_model
 
 ROOT = Path(__file__).parents[1]
@@ -50,9 +50,8 @@ def main() -> None:
     rows = [row for row in finished(out, now) if current(row)]
 
     def add(row: Row) -> None:
-        same = [key_of(other) == key_of(row) for other in rows]
-        rows[:] = [other for other, out_of_date in zip(rows, same, strict=True) if not out_of_date]
-        rows.append({**row, "cpu": cpu_model()})
+        rows[:] = [other for other in rows if key_of(other) != key_of(row)]
+        rows.append({"code": every_method(), **row, "cpu": cpu_model()})
         keep(out, now, rows, targets(rows))
 
     if "images" in options.parts:
@@ -84,9 +83,8 @@ def arguments() -> argparse.Namespace:
 
 def conditions(options: argparse.Namespace) -> Row:
     """What all figures depend on; other versions begin anew. Accuracy is the same on any machine; rows name theirs."""
-    versions = host(("edgetl", "torch", "transformers", "onnxruntime", "numpy"))
     return {
-        **{name: version for name, version in versions.items() if name not in ("cpu", "cores")},
+        **versions(("edgetl", "torch", "transformers", "onnxruntime", "numpy")),
         "threads": 1,
         "quick": options.quick,
         "images": {
@@ -102,11 +100,18 @@ def conditions(options: argparse.Namespace) -> Row:
 
 def current(row: Row) -> bool:
     """Whether today's settings and code would make this row."""
+    if row["table"] in ("speed", "gpu"):
+        return bool(row["code"] == every_method())
     if row["table"] == "text":
         loss = row["row"].partition(" ")[2]
         return bool(row["code"] == _distill_text.code_of(loss or "labels"))
     settings = {**ROWS, **OPTIONS}.get(row["row"])
-    return "code" not in row or (settings is not None and row["code"] == code_of(settings))
+    return settings is not None and row["code"] == code_of(settings)
+
+
+def every_method() -> str:
+    """The code of all methods and losses, for rows of whole recipes and schedules."""
+    return store.digest([store.source_digest(ROOT / "edgetl" / part) for part in ("methods", "losses")])[:16]
 
 
 def image_rows(options: argparse.Namespace, rows: Sequence[Row], add: Callable[[Row], None]) -> None:
