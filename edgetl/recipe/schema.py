@@ -73,6 +73,7 @@ class Schedule(Strict):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the forward pass; weights stay fp32; fp16 needs a GPU
     ema: float | None = Field(None, gt=0, lt=1)  # ship the moving average of the weights, with this decay per step
     mix: Mix | None = None  # {op: cutmix} or {op: mixup}: train on mixtures of two samples
+    by_length: bool = False  # texts of a batch are about equally long, so that few tokens are padding
 
 
 class Teacher(Strict):

@@ -25,13 +25,13 @@ def answers(net: Network, data: Data, rows: Rows) -> NDArray[np.float32]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training = net.module.training
     net.module.eval().to(device)
+    found, places = np.zeros((len(rows), len(net.labels)), np.float32), data.shortest_first(rows)
     with torch.no_grad():
-        parts = [
-            net.family.logits(net.module, data.batch(rows[i : i + BATCH], device)).float().cpu()
-            for i in range(0, len(rows), BATCH)
-        ]
+        for i in range(0, len(rows), BATCH):
+            part = places[i : i + BATCH]
+            found[part] = net.family.logits(net.module, data.batch(rows[part], device)).float().cpu().numpy()
     net.module.to("cpu").train(training)
-    return torch.cat(parts).numpy() if parts else np.zeros((0, len(net.labels)), np.float32)
+    return found
 
 
 def table(source: Network, ctx: Context) -> NDArray[np.float32]:

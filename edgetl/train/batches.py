@@ -25,6 +25,9 @@ Batch: TypeAlias = dict[str, Tensor]
 DEVICE_SHARE = 0.25
 """Share of a device's free memory that the examples may take."""
 
+WINDOW = 32
+"""Batches whose samples are sorted together, where batches are of one length."""
+
 
 class Data:
     """Prepared examples; `batch` hands them out with the tail of the pre-processing applied."""
@@ -81,10 +84,18 @@ class Data:
 
     def mean_tokens(self) -> int | None:
         """Return the mean true length of the training texts, rounded up; None where there is no text."""
+        lengths = self.lengths(self.rows("train"))
+        return None if lengths is None else math.ceil(float(lengths.mean()))
+
+    def lengths(self, rows: Rows) -> NDArray[np.int64] | None:
+        """Return the true lengths in tokens of the texts of these rows; None where there is no text."""
         mask = self.prepared.inputs.get("attention_mask")
-        if mask is None:
-            return None
-        return math.ceil(float(mask[self.rows("train")].sum(axis=1, dtype=np.int64).mean()))
+        return None if mask is None else np.asarray(mask[rows].sum(axis=1, dtype=np.int64))
+
+    def shortest_first(self, rows: Rows) -> NDArray[np.int64]:
+        """Return the places in `rows`, those of short texts first: batches taken so are hardly padded."""
+        lengths = self.lengths(rows)
+        return np.arange(len(rows)) if lengths is None else np.argsort(lengths, kind="stable")
 
     def _take(self, rows: Rows, device: torch.device) -> Batch:
         if device.type != "cuda":  # read from the memory map: only the rows of the batch are touched
@@ -132,6 +143,19 @@ def augmented(pixels: Tensor, operations: Sequence[Augmentation], draws: Tensor)
 def order(rows: Rows, epoch: int, seed: int) -> Rows:
     """Return the rows in the order of this epoch, the same in every process."""
     return np.random.default_rng([seed, epoch]).permutation(rows)
+
+
+def alike(rows: Rows, lengths: NDArray[np.int64], batch: int, draw: Sequence[int]) -> Rows:
+    """Return the rows so that those of one batch are about equally long, by their `lengths` (len(rows),).
+
+    Windows of the order given are sorted by length and cut into batches, whose order is drawn anew: what
+    `group_by_length` does in transformers' Trainer. The rows of a last, smaller batch stay as they are.
+    """
+    whole, window = len(rows) // batch * batch, WINDOW * batch
+    places = [i + np.argsort(lengths[i : min(i + window, whole)], kind="stable") for i in range(0, whole, window)]
+    batches = np.concatenate([*places, np.zeros(0, np.int64)]).reshape(-1, batch)
+    drawn = np.random.default_rng(draw).permutation(len(batches))
+    return np.append(rows[batches[drawn].ravel()], rows[whole:])
 
 
 def parts(rows: Rows, batch: int) -> list[Rows]:

@@ -25,7 +25,7 @@ from edgetl.network.network import Network
 from edgetl.recipe.schema import Schedule
 from edgetl.train import checkpoint, precision, record
 from edgetl.train.average import adopt, averaged
-from edgetl.train.batches import Batch, Data, Rows, order, parts, share
+from edgetl.train.batches import Batch, Data, Rows, alike, order, parts, share
 from edgetl.train.lesson import Lesson, Term
 from edgetl.train.mixing import Mixing
 from edgetl.train.normalisation import frozen, norms, recalibrated, shared
@@ -111,7 +111,7 @@ def _prepared(net: Network, data: Data, terms: Sequence[Term], schedule: Schedul
     _check_samples(net, min(schedule.batch, len(data.rows("train"))), accelerator.num_processes)
     lesson = Lesson(net, terms, DTYPES[schedule.precision])
     wrapped = accelerator.prepare(lesson)
-    optimizer = AdamW(_groups(lesson, schedule.weight_decay), lr=schedule.lr)
+    optimizer = AdamW(_groups(lesson, schedule.weight_decay), lr=schedule.lr, fused=True)
     stepper = Stepper(optimizer, schedule.clip, schedule.precision, accelerator.device)
     average = None if schedule.ema is None else averaged(net.module, schedule.ema)
     return Loop(accelerator, lesson, wrapped, stepper, average, data, schedule, seed)
@@ -146,7 +146,7 @@ def _epoch(loop: Loop, epoch: int) -> dict[str, float]:
     """Train one epoch, validate and return what to log; all randomness depends on (seed, epoch, rank) only."""
     torch.manual_seed(_derived(loop.seed, epoch, loop.accelerator.process_index))
     draws = torch.Generator().manual_seed(_derived(loop.seed, epoch))
-    rows = order(loop.data.rows("train"), epoch, loop.seed)
+    rows = _order(loop, epoch)
     _train_mode(loop.lesson)
     sums: dict[str, float] = {}
     said = time.monotonic()
@@ -163,6 +163,17 @@ def _epoch(loop: Loop, epoch: int) -> dict[str, float]:
     if not all(math.isfinite(value) for value in result.values()):
         raise _diverged(epoch, loop.steps, loop.schedule)
     return result
+
+
+def _order(loop: Loop, epoch: int) -> Rows:
+    """Return the rows of the training part as this epoch takes them."""
+    rows, batch = order(loop.data.rows("train"), epoch, loop.seed), loop.schedule.batch
+    if not loop.schedule.by_length:
+        return rows
+    lengths = loop.data.lengths(rows)
+    if lengths is None:
+        raise BadInput("schedule.by_length: the data has no texts", fix="leave by_length out: all samples are equal")
+    return alike(rows, lengths, batch, [loop.seed, epoch, batch])
 
 
 def _step(loop: Loop, rows: Rows, step: int, generator: torch.Generator) -> dict[str, float]:
@@ -219,6 +230,7 @@ def _validate(loop: Loop) -> dict[str, float]:
     loop.lesson.eval()
     module.eval()
     mine = rows[share(len(rows), accelerator.process_index, accelerator.num_processes)]
+    mine = mine[loop.data.shortest_first(mine)]
     sums = {name: torch.zeros((), device=accelerator.device) for name in ("validation_loss", "validation_accuracy")}
     with torch.no_grad():
         for i in range(0, len(mine), EVALUATION_BATCH):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edgetl.examples import Augmentation
 from edgetl.prepare import Prepared
 from edgetl.preprocess import Preprocess, Raw
-from edgetl.train.batches import Data, augmented, order, parts, share, tail
+from edgetl.train.batches import Data, alike, augmented, order, parts, share, tail
 
 NORMALISE = {"op": "normalise", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
 
@@ -45,6 +45,34 @@ def test_texts_are_trimmed_to_the_longest_of_the_batch(tmp_path):
     assert batch["input_ids"].dtype == batch["attention_mask"].dtype == torch.int64
     assert data.mean_tokens() == 4  # (3 + 5 + 2) / 3, rounded up
     assert data.draws(2, torch.Generator()) is None
+
+
+def test_rows_are_taken_with_short_texts_first(tmp_path, tiny):
+    rows = np.array([0, 3, 2])
+    assert rows[texts(tmp_path).shortest_first(rows)].tolist() == [2, 0, 3]
+    assert tiny.shortest_first(rows).tolist() == [0, 1, 2]
+    assert tiny.lengths(rows) is None
+
+
+@given(lengths=st.lists(st.integers(1, 64), min_size=1, max_size=300), batch=st.integers(1, 9), epoch=st.integers(0, 3))
+def test_batches_of_one_length_hold_every_row_once_and_pad_no_more_than_random_ones(lengths, batch, epoch):
+    known = np.array(lengths)
+    rows = order(np.arange(len(known)), epoch, 0)
+    taken = alike(rows, known[rows], batch, [0, epoch])
+    assert sorted(taken) == sorted(rows)
+    assert np.array_equal(taken, alike(rows, known[rows], batch, [0, epoch]))
+    cuts = range(batch, len(rows), batch)
+    padded = [sum(len(part) * known[part].max() for part in np.split(some, cuts)) for some in (taken, rows)]
+    assert padded[0] <= padded[1]
+
+
+def test_batches_of_one_length_come_in_another_order_each_epoch():
+    lengths = np.tile(np.arange(1, 9), 40)
+    orders = [order(np.arange(320), epoch, 0) for epoch in (0, 1)]
+    first, second = (alike(rows, lengths[rows], 8, [0, epoch]) for epoch, rows in enumerate(orders))
+    longest = [[int(lengths[part].max()) for part in parts(taken, 8)] for taken in (first, second)]
+    assert longest[0] != sorted(longest[0])
+    assert longest[0] != longest[1]
 
 
 def test_batch_carries_labels_and_rows(tiny):

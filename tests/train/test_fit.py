@@ -42,6 +42,12 @@ def test_a_last_sample_that_has_no_variance_of_its_own_joins_another_batch(tiny,
     assert "2 or more" in caught.value.fix
 
 
+def test_pictures_have_no_length_to_batch_by(network, tiny, tmp_path):
+    with pytest.raises(BadInput, match="by_length") as caught:
+        fit(network(0), tiny, [Term(CrossEntropy())], Schedule(epochs=1, by_length=True), 0, tmp_path)
+    assert "leave by_length out" in caught.value.fix
+
+
 @pytest.mark.parametrize("stop", [1, 2])
 def test_a_killed_training_ends_with_the_same_bytes(network, tiny, tmp_path, killed, stop):
     data = Data(tiny.prepared, (Augmentation(op="shift", pixels=1),))
