@@ -51,9 +51,9 @@ def load(folder: Path, key: str, lesson: nn.Module, optimizer: Optimizer) -> lis
         return []
     tensors = load_tensors(data)
     lesson.load_state_dict({k.removeprefix("lesson."): t for k, t in tensors.items() if k.startswith("lesson.")})
-    optimizer.load_state_dict(
-        {"state": _optimizer_state(tensors), "param_groups": optimizer.state_dict()["param_groups"]}
-    )
+    groups = optimizer.param_groups
+    state = _optimizer_state(tensors, [parameter for group in groups for parameter in group["params"]])
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return [dict(x) for x in stamp["logs"]]
 
 
@@ -65,10 +65,13 @@ def _stamp(path: Path) -> dict[str, Json] | None:
     return found if isinstance(found, dict) else None
 
 
-def _optimizer_state(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+def _optimizer_state(tensors: Mapping[str, Tensor], trained: Sequence[Tensor]) -> dict[int, dict[str, Tensor]]:
+    """Return the optimizer's tensors by the number of their parameter, in its order of memory."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):
             _, number, name = key.split(".", 2)
-            state.setdefault(int(number), {})[name] = tensor
+            like = trained[int(number)]
+            same = torch.empty_like(like, device="cpu").copy_(tensor) if tensor.shape == like.shape else tensor
+            state.setdefault(int(number), {})[name] = same
     return state

@@ -110,6 +110,7 @@ def _prepared(net: Network, data: Data, terms: Sequence[Term], schedule: Schedul
     precision.check(schedule.precision, accelerator.device)
     _check_samples(net, min(schedule.batch, len(data.rows("train"))), accelerator.num_processes)
     lesson = Lesson(net, terms, DTYPES[schedule.precision])
+    _lay_out(lesson, torch.channels_last if accelerator.device.type == "cpu" else torch.contiguous_format)
     wrapped = accelerator.prepare(lesson)
     optimizer = AdamW(_groups(lesson, schedule.weight_decay), lr=schedule.lr, fused=True)
     stepper = Stepper(optimizer, schedule.clip, schedule.precision, accelerator.device)
@@ -124,10 +125,22 @@ def _check_samples(net: Network, batch: int, processes: int) -> None:
         raise BadInput(problem, fix=f"raise schedule.batch to {2 * processes} or more, or train on more samples")
 
 
+def _lay_out(lesson: nn.Module, convolutions: torch.memory_format) -> None:
+    """Order every parameter in memory, kernels of 2-D convolutions as said: CPUs are faster with channels last.
+
+    The fused optimizer goes through memory, not through indices: a parameter that is a view of another order, a
+    transposed one, would be moved by the gradients of other places.
+    """
+    for parameter in lesson.parameters():
+        order = convolutions if parameter.dim() == 4 else torch.contiguous_format
+        parameter.data = parameter.data.contiguous(memory_format=order)
+
+
 def _finish(loop: Loop, net: Network) -> None:
     """Leave the network with the weights and statistics that it ships with."""
     if loop.average is not None:
         adopt(net.module, loop.average)
+    _lay_out(loop.lesson, torch.contiguous_format)
     loop.lesson.to("cpu").eval()
     unlike = loop.schedule.mix is not None or any(term.loss.views > 1 for term in loop.lesson.terms)
     if unlike or loop.average is not None:

@@ -63,6 +63,32 @@ def test_a_killed_training_ends_with_the_same_bytes(network, tiny, tmp_path, kil
     assert [path.name for path in (tmp_path / "parts").rglob("*.*")] == ["training.json"]
 
 
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_a_killed_training_of_convolutions_ends_with_the_same_bytes(tiny, tmp_path, killed, ema):
+    sizes = {"depth": 8, "channels": 8, "num_channels": 1, "image_size": 8}
+    nets = [create("resnet_cifar", sizes, tiny.labels, 0) for _ in range(3)]
+    schedule = Schedule(epochs=3, lr=2e-3, batch=16, ema=ema)
+    expected = fit(nets[0], tiny, [Term(CrossEntropy())], schedule, 5, tmp_path / "whole")
+    with killed(2):
+        fit(nets[1], tiny, [Term(CrossEntropy())], schedule, 5, tmp_path / "parts")
+    assert fit(nets[2], tiny, [Term(CrossEntropy())], schedule, 5, tmp_path / "parts") == expected
+    assert nets[2].digest == nets[0].digest
+    assert all(parameter.is_contiguous() for parameter in nets[0].module.parameters())
+
+
+def test_the_order_of_weights_in_memory_changes_nothing(network, tiny, tmp_path, killed):
+    nets = [network(0) for _ in range(3)]
+    for net in nets[1:]:  # what a merge or a cut may leave behind
+        for parameter in net.module.parameters():
+            if parameter.dim() == 2:
+                parameter.data = parameter.data.t().contiguous().t()
+    expected = fit(nets[0], tiny, [Term(CrossEntropy())], QUICK, 5, tmp_path / "whole")
+    with killed(1):
+        fit(nets[1], tiny, [Term(CrossEntropy())], QUICK, 5, tmp_path / "parts")
+    assert fit(nets[2], tiny, [Term(CrossEntropy())], QUICK, 5, tmp_path / "parts") == expected
+    assert nets[2].digest == nets[0].digest
+
+
 def test_a_checkpoint_of_another_training_or_a_damaged_one_is_not_used(network, tiny, tmp_path, caplog):
     net = network(0)
     lesson = Lesson(net, [Term(CrossEntropy())])
