@@ -26,6 +26,7 @@ from edgetl.recipe.schema import Schedule
 from edgetl.train import checkpoint, precision, record
 from edgetl.train.average import adopt, averaged
 from edgetl.train.batches import Batch, Data, Rows, alike, order, parts, share
+from edgetl.train.layout import groups, lay_out
 from edgetl.train.lesson import Lesson, Term
 from edgetl.train.mixing import Mixing
 from edgetl.train.normalisation import frozen, norms, recalibrated, shared
@@ -110,9 +111,9 @@ def _prepared(net: Network, data: Data, terms: Sequence[Term], schedule: Schedul
     precision.check(schedule.precision, accelerator.device)
     _check_samples(net, min(schedule.batch, len(data.rows("train"))), accelerator.num_processes)
     lesson = Lesson(net, terms, DTYPES[schedule.precision])
-    _lay_out(lesson, torch.channels_last if accelerator.device.type == "cpu" else torch.contiguous_format)
+    lay_out(lesson, torch.channels_last if accelerator.device.type == "cpu" else torch.contiguous_format)
     wrapped = accelerator.prepare(lesson)
-    optimizer = AdamW(_groups(lesson, schedule.weight_decay), lr=schedule.lr, fused=True)
+    optimizer = AdamW(groups(lesson, schedule.weight_decay), lr=schedule.lr, fused=True)
     stepper = Stepper(optimizer, schedule.clip, schedule.precision, accelerator.device)
     average = None if schedule.ema is None else averaged(net.module, schedule.ema)
     return Loop(accelerator, lesson, wrapped, stepper, average, data, schedule, seed)
@@ -125,22 +126,11 @@ def _check_samples(net: Network, batch: int, processes: int) -> None:
         raise BadInput(problem, fix=f"raise schedule.batch to {2 * processes} or more, or train on more samples")
 
 
-def _lay_out(lesson: nn.Module, convolutions: torch.memory_format) -> None:
-    """Order every parameter in memory, kernels of 2-D convolutions as said: CPUs are faster with channels last.
-
-    The fused optimizer goes through memory, not through indices: a parameter that is a view of another order, a
-    transposed one, would be moved by the gradients of other places.
-    """
-    for parameter in lesson.parameters():
-        order = convolutions if parameter.dim() == 4 else torch.contiguous_format
-        parameter.data = parameter.data.contiguous(memory_format=order)
-
-
 def _finish(loop: Loop, net: Network) -> None:
     """Leave the network with the weights and statistics that it ships with."""
     if loop.average is not None:
         adopt(net.module, loop.average)
-    _lay_out(loop.lesson, torch.contiguous_format)
+    lay_out(loop.lesson, torch.contiguous_format)
     loop.lesson.to("cpu").eval()
     unlike = loop.schedule.mix is not None or any(term.loss.views > 1 for term in loop.lesson.terms)
     if unlike or loop.average is not None:
@@ -259,14 +249,6 @@ def _summed(accelerator: Accelerator, logs: Mapping[str, Tensor], weight: float)
     if accelerator.num_processes > 1:
         values = accelerator.gather_for_metrics(values[None]).sum(0)
     return dict(zip(logs, values.tolist(), strict=True))
-
-
-def _groups(lesson: nn.Module, weight_decay: float) -> list[dict[str, list[nn.Parameter] | float]]:
-    """Return the trained parameters in two groups: biases, norms and other vectors do not decay."""
-    trained = [p for p in lesson.parameters() if p.requires_grad]
-    matrices, vectors = [p for p in trained if p.dim() > 1], [p for p in trained if p.dim() <= 1]
-    decays = ((matrices, weight_decay), (vectors, 0.0))
-    return [{"params": parameters, "weight_decay": decay} for parameters, decay in decays if parameters]
 
 
 def _train_mode(lesson: nn.Module) -> None:
