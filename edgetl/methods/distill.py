@@ -74,6 +74,10 @@ class Distill(Step):
             raise ValueError("`augmented` makes unlabelled texts, which `unlabelled: false` leaves out")
         return self
 
+    def needed(self) -> frozenset[Need]:
+        """Return what these settings need: copies are made of texts."""
+        return super().needed() | {"text"} if self.augmented else super().needed()
+
     def passes(self, rows: int, units: int) -> float:
         """Return about how many forward passes of one sample it costs, copies included."""
         return super().passes(rows * (1 + self.augmented), units)

@@ -109,7 +109,7 @@ def check(raw: dict[str, Json], name: str) -> tuple[Recipe | None, list[BadInput
         errors.append(BadInput(problem, fix="list every file once"))
     reference = _reference(raw.get("reference"), nodes, name, errors)
     errors += _orders(nodes, raw, name)
-    errors += _merging(nodes, raw, name)
+    errors += _unsuited(nodes, raw, name)
     errors += _limitless(nodes, name) if frame else []
     errors += _names(raw, name)
     if data is not None and data.unlabelled is not None and not any(n.step and n.step.labels for n in nodes):
@@ -214,16 +214,26 @@ def _orders(nodes: Sequence[Node], raw: Mapping[str, Json], name: str) -> Iterat
             yield BadInput(f"{where}: needs a trained network, and the source is random weights", fix=fix)
 
 
-def _merging(nodes: Sequence[Node], raw: Mapping[str, Json], name: str) -> Iterator[BadInput]:
-    """Yield steps that merge tokens of a backbone that has none to merge; one that a step puts in its place may."""
+def _unsuited(nodes: Sequence[Node], raw: Mapping[str, Json], name: str) -> Iterator[BadInput]:
+    """Yield steps for another kind of data than the backbone reads, and those that merge tokens where none merge.
+
+    A backbone that a step puts in place of the recipe's may have tokens to merge; it reads the same data.
+    """
     model = raw.get("model")
     family = model.get("family") if isinstance(model, dict) else None
-    asking = {n.number: n for n in nodes if n.step is not None and "tokens" in n.step.needed()}
-    for number, node in asking.items():
+    asking = {n.number: (n, n.step.needed() - {"trained"}) for n in nodes if n.step is not None}
+    for node, needed in asking.values():
+        if not needed or family not in plugins.names("families"):
+            continue
+        known = plugins.find("families", family)
+        where = f"{name}: steps[{node.number - 1}] ({node.name})"
+        for kind in sorted(needed & {"image", "text"} - {known.data}):
+            problem = f"{where}: its settings are for {kind} data, and family '{family}' reads {known.data} data"
+            yield BadInput(problem, fix="leave out what `edgetl methods show` says is for such data only")
         replaced = any(n.step is not None and n.step.sources() for n in node.path[:-1])
-        if family in plugins.names("families") and not replaced and not plugins.find("families", family).merges:
-            problem = f"{name}: steps[{number - 1}] ({node.name}): the blocks of family '{family}' merge no tokens"
-            yield BadInput(problem, fix="leave token_share out, or choose a family such as hf_vit")
+        if "tokens" in needed and not replaced and not known.merges:
+            fix = "leave token_share out, or choose a family such as hf_vit"
+            yield BadInput(f"{where}: the blocks of family '{family}' merge no tokens", fix=fix)
 
 
 def _reference(given: Json, nodes: Sequence[Node], name: str, errors: list[BadInput]) -> Node | None:

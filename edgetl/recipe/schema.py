@@ -132,7 +132,9 @@ class Step(Strict, ABC):
 
     def needed(self) -> frozenset[Need]:
         """Return what these settings need of the step's input: `needs`, and what only some of them do."""
-        return self.needs
+        schedule = getattr(self, "schedule", None)
+        lengths = isinstance(schedule, Schedule) and schedule.by_length
+        return self.needs | {"text"} if lengths else self.needs
 
     def reads(self) -> tuple[str, ...]:
         """Return the names of the earlier steps it takes from `ctx.past`."""

@@ -107,6 +107,13 @@ def test_pruning_random_weights_is_refused_before_anything_runs(file: Path) -> N
         read(file, ["steps=[{use: optin}]"])
 
 
+@pytest.mark.parametrize("step", ["{use: finetune, schedule: {by_length: true}}", "{use: distill, augmented: 2}"])
+def test_what_is_for_texts_is_refused_for_pictures_before_anything_runs(file: Path, step: str) -> None:
+    with pytest.raises(BadInputs, match=r"for text data, and family 'hf_vit' reads image data") as caught:
+        read(file, [f"steps=[{{use: finetune, name: dense}}, {step}]", "reference=dense"])
+    assert "steps[1]" in str(caught.value)
+
+
 def test_a_reference_behind_a_fan_out_is_refused(file: Path) -> None:
     with pytest.raises(BadInputs, match="behind a fan-out"):
         read(file, ["reference=recover"])
