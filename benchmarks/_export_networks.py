@@ -16,10 +16,10 @@ RUNS = ROOT / "runs" / "benchmarks" / "export"
 
 
 DENSE_TEXT = "{use: finetune, name: dense, schedule: {epochs: 5, lr: 3.0e-4, batch: 32, by_length: true}}"
-LONG = "{epochs: 10, lr: 5.0e-4, batch: 64, by_length: true}"
-BLOCK = f"{{use: distill, name: block, layers: 1, augmented: 4, temperature: 3.0, weight: 0.95, schedule: {LONG}}}"
+LONG = "{epochs: 5, lr: 5.0e-4, batch: 64, by_length: true}"
+BLOCK = f"{{use: distill, name: block, layers: 1, augmented: 12, temperature: 3.0, weight: 0.95, schedule: {LONG}}}"
 TEXT = f"steps=[{DENSE_TEXT}, {BLOCK}]"
-"""A MiniLM fine-tuned, and its first block of six alone, taught on four changed copies of every text besides."""
+"""A MiniLM fine-tuned, and its first block of six alone, taught on twelve changed copies of every text besides."""
 
 
 @dataclass(frozen=True)
