@@ -229,7 +229,7 @@ def _unsuited(nodes: Sequence[Node], raw: Mapping[str, Json], name: str) -> Iter
         where = f"{name}: steps[{node.number - 1}] ({node.name})"
         for kind in sorted(needed & {"image", "text"} - {known.data}):
             problem = f"{where}: its settings are for {kind} data, and family '{family}' reads {known.data} data"
-            yield BadInput(problem, fix="leave out what `edgetl methods show` says is for such data only")
+            yield BadInput(problem, fix=f"leave those settings out, or choose a family that reads {kind} data")
         replaced = any(n.step is not None and n.step.sources() for n in node.path[:-1])
         if "tokens" in needed and not replaced and not known.merges:
             fix = "leave token_share out, or choose a family such as hf_vit"
