@@ -11,9 +11,10 @@ joint label space and its temperature are those of HSAKD's code (arXiv 2109.0307
             hint * mean((features of the head - the network's last features)^2) / M  shallower heads
             aggregate * T^2 KL(mean of the deepest head over the views || p)         upright views
 
-Letters: B samples, M views, N labels; class y and view j make the joint label M y + j. Mode `better` has two
-views and the first, second and last term: where views are counted, each takes the place of a pass over upright samples,
-and targets softened early cost accuracy in short trainings.
+Letters: B samples, M views, N labels; class y and view j make the joint label M y + j. Mode `better` has one
+view and the first two terms, which was best with few images and a small network (benchmarks/distill.py): where views
+are counted, each takes the place of a pass over upright samples and taught less than that; answers of the epoch before
+are what helped.
 """
 
 from __future__ import annotations
@@ -126,13 +127,13 @@ class Lsskd(Objective):
 
     use: Literal["lsskd"] = "lsskd"
     mode: Literal["better", "paper"] = "better"  # what fields left out are: the best known, or as published
-    views: int = 2  # transformations of every sample: 4, 2, or 1 for none; what they are depends on the data
-    alpha: float = Field(0.0, ge=0, le=1)  # share of earlier answers in the targets of the last epoch
+    views: int = 1  # transformations of every sample: 4, 2, or 1 for none; what they are depends on the data
+    alpha: float = Field(0.8, ge=0, le=1)  # share of earlier answers in the targets of the last epoch
     temperature: float = Field(3.0, gt=0)  # of the terms between classifiers
-    joint: float = Field(2.0, ge=0)  # weight of what every head learns of class and view, averaged over the views
+    joint: float = Field(0.5, ge=0)  # weight of what every head learns of class and view, averaged over the views
     kl: float = Field(0.0, ge=0)  # weight of what the deepest head teaches
     hint: float = Field(0.0, ge=0)  # weight of the features' error
-    aggregate: float = Field(1.0, ge=0)  # weight of what the deepest head's mean over all views teaches the classifier
+    aggregate: float = Field(0.0, ge=0)  # weight of what the deepest head's mean over all views teaches the classifier
     standardised: bool = False  # compare the shapes of the heads' answers: mean 0 and deviation 1 per sample
     heads: Literal["full", "light"] = "full"  # all blocks of the stages after it, or one for each of them
     stages: int = Field(3, ge=2)  # of networks whose blocks all have one shape
