@@ -321,11 +321,33 @@ class TestModes:
         )
         assert Lsskd.model_validate(paper.model_dump()) == paper
 
-    def test_better_is_the_labels_of_all_heads_and_what_all_views_together_teach(self, tiny, layered):
+    def test_better_is_labels_and_answers_of_the_epoch_before_for_the_network_and_half_as_much_for_heads(
+        self, tiny, layered
+    ):
+        net = resnet(0)
+        net.module.eval()
+        loss = layered(net, epochs=4, mode="better")
+        assert loss.facts == {"self_teacher": "table"}
+        batch = tiny.batch(tiny.rows("train")[:6])
+        seen = []
+        for head in loss.heads:
+            head.eval().register_forward_hook(lambda _, __, out: seen.append(out[1]))
+        lesson = Lesson(net, [Term(loss)])
+        first, _ = lesson(batch, 0.0)  # remembers
+        answers = [net.logits(batch), *seen]
+        entropies = [functional.cross_entropy(one, batch["labels"], reduction="sum") for one in answers]
+        torch.testing.assert_close(first, entropies[0] + 0.5 * sum(entropies[1:]))
+        last, logs = lesson(batch, 0.99)
+        own = [-(one.softmax(-1) * one.log_softmax(-1)).sum() for one in answers]
+        both = [0.2 * hard + 0.8 * past for hard, past in zip(entropies, own, strict=True)]
+        torch.testing.assert_close(last, both[0] + 0.5 * sum(both[1:]))
+        assert float(logs["deep_to_shallow"]) == float(logs["hint"]) == float(logs["aggregate"]) == 0
+
+    def test_what_all_views_together_teach_is_added(self, tiny, layered):
         """The sum, written out: upright labels, joint labels of both views, the deepest head's mean over them."""
         net = resnet(0)
         net.module.eval()
-        loss = layered(net, mode="better").eval()
+        loss = layered(net, mode="better", views=2, alpha=0, joint=2, aggregate=1).eval()
         batch = tiny.batch(tiny.rows("train")[:6])
         seen = []
         for head in loss.heads:
@@ -343,8 +365,8 @@ class TestModes:
         torch.testing.assert_close(total, expected)
         assert float(logs["deep_to_shallow"]) == float(logs["hint"]) == 0
 
-    def test_better_remembers_nothing_and_says_so(self, layered):
-        loss = layered(resnet(0), mode="better")
+    def test_without_a_past_nothing_is_remembered_and_that_is_said(self, layered):
+        loss = layered(resnet(0), mode="better", alpha=0)
         assert loss.memory is None
         assert not list(loss.buffers(recurse=False))
         assert loss.tables == ()
