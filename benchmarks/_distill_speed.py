@@ -64,15 +64,15 @@ def timed(run: Path, told: Sequence[Mapping[str, Any]], one: Mapping[str, Any]) 
     for model in models:
         model.close()
     times = intervals.paired_ratio(seconds[:, 0].tolist(), seconds[:, 1].tolist())
-    drop = one["accuracy_drop"]
+    drop = one["accuracy_drop"] and {end: round(100 * share, 2) for end, share in one["accuracy_drop"].items()}
     return {
         "n": one["accuracy"]["n"],
         "accuracy": round(100 * one["accuracy"]["accuracy"]["value"], 2),
         "ece": round(100 * one["accuracy"]["ece"], 2),
-        "drop": drop,
+        "drop": drop,  # points
         "size_bytes": one["size_bytes"],
         "cpu_ms": round(1000 * float(np.median(seconds[:, 1])), 4),
-        "times_faster": {"value": times.value, "low": times.low, "high": times.high},
+        "times_faster": {"value": round(times.value, 2), "low": round(times.low, 2), "high": round(times.high, 2)},
         "reference": bool(one["reference"]),
     }
 
