@@ -143,8 +143,8 @@ class Preprocess:
 
     def _trimmed(self, feed: Feed) -> Feed:
         names = [name for name in self.inputs if name in feed]
-        longest = max(1, int(feed[MASK].astype(np.int64).sum(axis=1).max())) if MASK in feed else None
-        return {name: feed[name][:, :longest].astype(np.int64) for name in names}
+        longest = max(1, int(feed[MASK].sum(axis=1).max())) if MASK in feed else None
+        return {name: np.ascontiguousarray(feed[name][:, :longest], np.int64) for name in names}
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:

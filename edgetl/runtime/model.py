@@ -103,7 +103,11 @@ class Model:
             head = self._preprocess.head(value(sample, self._preprocess))
             fits(head, self._inputs)
             heads.append(head)
-        feed = self._preprocess.tail({name: np.stack([head[name] for head in heads]) for name in heads[0]})
+        if len(heads) == 1:  # stacking costs more than a small network's own layers
+            batch = {name: array[None] for name, array in heads[0].items()}
+        else:
+            batch = {name: np.stack([head[name] for head in heads]) for name in heads[0]}
+        feed = self._preprocess.tail(batch)
         in_range(feed, self._inputs)
         return feed
 
