@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgetl.errors import BadInput, Refused
 from edgetl.operations import check_operations
@@ -125,8 +126,7 @@ class Preprocess:
         """
         if not values:
             raise BadInput("no input was given", fix="give at least one")
-        heads = [self.head(value) for value in values]
-        return self.tail({name: np.stack([head[name] for head in heads]) for name in self.inputs})
+        return self.tail(stacked([self.head(value) for value in values]))
 
     @property
     def _decodes(self) -> bool:
@@ -150,6 +150,13 @@ class Preprocess:
     def _tokenizer(self) -> Tokenizer:
         operation = self.operations[0]
         return load_tokenizer(self.assets / operation["file"], operation["length"], self._bytes)
+
+
+def stacked(heads: Sequence[Feed]) -> Feed:
+    """Return the arrays of samples, each (...), as a batch (B, ...)."""
+    if len(heads) == 1:  # np.stack costs more than a small network's own layers
+        return {name: array[None] for name, array in heads[0].items()}
+    return {name: np.stack([head[name] for head in heads]) for name in heads[0]}
 
 
 def load_tokenizer(file: Path, length: int, data: bytes | None = None) -> Tokenizer:
@@ -246,7 +253,8 @@ def _log_mel(x: object, operation: Operation) -> Array:
 
 
 def _channels_first(x: object, _: Operation) -> Array:
-    return np.moveaxis(cast(Array, x), -1, 0)
+    image = cast(Array, x)
+    return image.transpose(-1, *range(image.ndim - 1))  # np.moveaxis works out the same order more slowly
 
 
 def _to_float(x: Array, _: Operation) -> Array:
@@ -257,8 +265,13 @@ def _normalise(x: Array, operation: Operation) -> Array:
     channels = len(operation["mean"])
     if x.ndim < 2 or x.shape[1] != channels:
         raise BadInput(f"{channels} channels are wanted on axis 1, not shape {x.shape}", fix="give such samples")
-    mean, std = (np.array(operation[key], np.float32).reshape(-1, *[1] * (x.ndim - 2)) for key in ("mean", "std"))
+    mean, std = (_by_channel(tuple(operation[key]), x.ndim - 2) for key in ("mean", "std"))
     return (x.astype(np.float32, copy=False) - mean) / std
+
+
+@lru_cache(64)
+def _by_channel(values: tuple[float, ...], axes: int) -> NDArray[np.float32]:
+    return np.array(values, np.float32).reshape(-1, *[1] * axes)
 
 
 _HEAD: Mapping[str, Callable[[object, Operation], Array]] = {

@@ -15,6 +15,7 @@ import numpy as np
 
 from edgetl.bundle import Bundle, open_bundle, open_preprocess, open_session
 from edgetl.errors import BadInput
+from edgetl.preprocess import stacked
 from edgetl.runtime.inputs import fits, in_range, value
 from edgetl.runtime.outputs import scores
 from edgetl.types import Array, Feed, Operation
@@ -103,11 +104,7 @@ class Model:
             head = self._preprocess.head(value(sample, self._preprocess))
             fits(head, self._inputs)
             heads.append(head)
-        if len(heads) == 1:  # stacking costs more than a small network's own layers
-            batch = {name: array[None] for name, array in heads[0].items()}
-        else:
-            batch = {name: np.stack([head[name] for head in heads]) for name in heads[0]}
-        feed = self._preprocess.tail(batch)
+        feed = self._preprocess.tail(stacked(heads))
         in_range(feed, self._inputs)
         return feed
 

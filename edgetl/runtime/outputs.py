@@ -22,6 +22,6 @@ def scores(logits: NDArray[np.float64], operations: Sequence[Operation]) -> NDAr
         if operation["op"] != "softmax":
             problem = f"the bundle asks for the post-processing '{operation['op']}', unknown here"
             raise Refused(problem, fix="pip install --upgrade edgetl")
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        logits = shifted / shifted.sum(axis=1, keepdims=True)
+        powers = np.exp(logits - np.maximum.reduce(logits, 1, keepdims=True))  # quicker than max() on a row
+        logits = powers / np.add.reduce(powers, 1, keepdims=True)
     return logits
