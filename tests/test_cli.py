@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from edgetl import cli
+from edgetl.network.cost import parameters
+from edgetl.network.network import create
 
 Call = Callable[..., "Ended"]
 
@@ -116,6 +118,20 @@ def test_a_dry_run_counts_what_branches_share_once(call: Call) -> None:
     assert first == pytest.approx(second * (1.5 * 4 * 3 + 4) / 4)
     told = call("run", "tiny.yaml", "--dry-run", "--json", "--set", "steps.optin.keep_macs=[0.5, 0.25]").json()["steps"]
     assert [one["minutes"] > 0 for one in told if one["step"] == "optin"] == [True, False]  # type: ignore[attr-defined]
+
+
+def test_a_dry_run_times_a_student_of_another_size_as_itself(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgetl.stages.forecast._forward_seconds", lambda net, threads: parameters(net) * 1e-3)
+    student = "{family: resnet_cifar, source: {depth: 8, channels: 16, image_size: 8, num_channels: 1}}"
+    distill = f"{{use: distill, student: {student}, schedule: {{epochs: 2}}}}"
+    one = "schedule: {epochs: 1}"
+    steps = f"steps=[{{use: finetune, name: dense, {one}}}, {distill}, {{use: finetune, name: again, {one}}}]"
+    told = call("run", "tiny.yaml", "--dry-run", "--json", "--set", steps).json()["steps"]
+    dense, cnn, again = (step["minutes"] for step in told[1:])  # type: ignore[index]
+    assert cnn == pytest.approx(dense / 3 + 2 * again)  # the teacher answers once; the student learns for two epochs
+    size = {"depth": 8, "channels": 16, "image_size": 8, "num_channels": 1}
+    own = parameters(create("resnet_cifar", size, [*"0123456789"], seed=0)) * 1e-3
+    assert 1000 < again * 60 / own / 3 < 1797  # the training part of the 1,797 digits, not all of them
 
 
 def test_tables_hold_no_colour_and_words_in_brackets_stay(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,14 +11,16 @@ from pathlib import Path
 import torch
 
 from edgetl import plugins
-from edgetl.examples import Examples
+from edgetl.examples import UNLABELLED
 from edgetl.extras import MODULES, install
+from edgetl.methods.tleg.learngene import DEPTH
 from edgetl.network import cost
 from edgetl.network.network import Network
 from edgetl.network.saved import source_config
 from edgetl.recipe.branches import Node
 from edgetl.recipe.read import Recipe
 from edgetl.recipe.schema import Step
+from edgetl.splits import split
 from edgetl.types import Json
 
 BYTES_OF_WEIGHT = 4
@@ -64,44 +66,73 @@ def forecast(recipe: Recipe, run: Path) -> Forecast:
     """Return what a run of the recipe in this folder would make; nothing is written.
 
     The time is that of one forward pass on random weights here, times the passes that each step says it needs.
+
+    Raises:
+        BadInput: the data cannot be read or shared out, or a source is missing or of another family.
+
     """
     missing = tuple(m for m in MODULES["compress"] if find_spec(m) is None)
     if missing:
         steps = [(n.name, n.branch, False, 0.0) for n in recipe.nodes]
         return Forecast(steps, recipe.student_names(), recipe.reference.name, 0.0, missing)
     examples = recipe.data.all_examples()
-    net = _stand_in(recipe, examples)
-    seconds = _forward_seconds(net, recipe.frame.threads)
-    rows = len(examples.y)
-    units = sum(group.count for group in net.family.units(net.module))
+    parts = split(examples, recipe.data, recipe.frame.seed)
+    net = _stand_in(recipe.frame.model.family, recipe.frame.model.source, examples.labels)
+    clock = Clock(len(parts["train"]), len(parts.get(UNLABELLED, ())), net, recipe.frame.threads)
     steps = []
-    seen: set[str] = set()
     for node in recipe.nodes:
-        origin = f"{node.name}/{_input(node)}"
-        passes = _passes(node.step, rows, units, again=origin in seen)
-        seen.add(origin)
         there = (run / node.folder / "network.json").is_file()
-        steps.append((node.name, node.branch, there, passes * seconds / 60))
+        steps.append((node.name, node.branch, there, clock.seconds(node) / 60))
     size = cost.parameters(net) * BYTES_OF_WEIGHT
     copies = len(recipe.nodes) + 2 * len(recipe.names())
     return Forecast(steps, recipe.student_names(), recipe.reference.name, copies * size / 1e9, ())
 
 
-def _passes(step: Step | None, rows: int, units: int, *, again: bool) -> float:
-    if step is None:
-        return 0.0
-    return step.again(rows, units) if again else step.passes(rows, units)
+class Clock:
+    """Says how long each step of a recipe trains and scores, asked in the order in which they run."""
+
+    def __init__(self, rows: int, unlabelled: int, net: Network, threads: int) -> None:
+        self._rows, self._unlabelled, self._threads = rows, unlabelled, threads
+        self._nets: dict[str, tuple[Network, float]] = {"": (net, _forward_seconds(net, threads))}
+        self._seen: set[str] = set()
+
+    def seconds(self, node: Node) -> float:
+        """Return the seconds of a step; what an earlier branch shares with it is not counted again."""
+        origin = node.parent.folder if node.parent is not None else ""
+        net, each = self._nets[origin]
+        self._nets[node.folder] = net, each
+        again = f"{node.name}/{origin}" in self._seen
+        self._seen.add(f"{node.name}/{origin}")
+        step = node.step
+        if step is None:
+            return 0.0
+        rows = self._rows + self._unlabelled * step.labels
+        units = sum(group.count for group in net.family.units(net.module))
+        passes = step.again(rows, units) if again else step.passes(rows, units)
+        student = _student(step, net)
+        if student is None:
+            return passes * each
+        own = _forward_seconds(student, self._threads)
+        self._nets[node.folder] = student, own
+        asked = 0 if again else rows * (1 + getattr(step, "augmented", 0))  # the teacher, once about every sample
+        return passes * own + asked * each
 
 
-def _input(node: Node) -> str:
-    return node.parent.folder if node.parent is not None else ""
+def _student(step: Step, net: Network) -> Network | None:
+    """Return the architecture that a step puts in the place of the network, on random weights, if it does."""
+    chosen, layers = getattr(step, "student", None), getattr(step, "layers", None)
+    if chosen is not None:
+        return _stand_in(chosen.family, chosen.source, net.labels)
+    if layers is not None:
+        return _stand_in(net.family.name, {**net.config, DEPTH: layers}, net.labels)
+    return None
 
 
-def _stand_in(recipe: Recipe, examples: Examples) -> Network:
-    """Return the backbone with random weights: the time of a pass does not depend on them."""
-    family = plugins.find("families", recipe.frame.model.family)
-    config = source_config(family, recipe.frame.model.source, len(examples.labels))
-    return Network(family.build(config), family, config, examples.labels)
+def _stand_in(family: str, source: str | Mapping[str, Json], labels: Sequence[str]) -> Network:
+    """Return a network with random weights: the time of a pass does not depend on them."""
+    kind = plugins.find("families", family)
+    config = source_config(kind, source, len(labels))
+    return Network(kind.build(config), kind, config, tuple(labels))
 
 
 def _forward_seconds(net: Network, threads: int, batch: int = 16) -> float:
