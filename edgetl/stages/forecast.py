@@ -13,13 +13,13 @@ import torch
 from edgetl import plugins
 from edgetl.examples import UNLABELLED
 from edgetl.extras import MODULES, install
+from edgetl.methods.distill import Distill
 from edgetl.methods.tleg.learngene import DEPTH
 from edgetl.network import cost
 from edgetl.network.network import Network
 from edgetl.network.saved import source_config
 from edgetl.recipe.branches import Node
 from edgetl.recipe.read import Recipe
-from edgetl.recipe.schema import Step
 from edgetl.splits import split
 from edgetl.types import Json
 
@@ -109,23 +109,22 @@ class Clock:
         rows = self._rows + self._unlabelled * step.labels
         units = sum(group.count for group in net.family.units(net.module))
         passes = step.again(rows, units) if again else step.passes(rows, units)
-        student = _student(step, net)
-        if student is None:
+        if not isinstance(step, Distill):
             return passes * each
+        student = _student(step, net)
         own = _forward_seconds(student, self._threads)
         self._nets[node.folder] = student, own
-        asked = 0 if again else rows * (1 + getattr(step, "augmented", 0))  # the teacher, once about every sample
+        asked = 0 if again else rows * (1 + step.augmented)  # the teacher, once about every sample
         return passes * own + asked * each
 
 
-def _student(step: Step, net: Network) -> Network | None:
-    """Return the architecture that a step puts in the place of the network, on random weights, if it does."""
-    chosen, layers = getattr(step, "student", None), getattr(step, "layers", None)
-    if chosen is not None:
-        return _stand_in(chosen.family, chosen.source, net.labels)
-    if layers is not None:
-        return _stand_in(net.family.name, {**net.config, DEPTH: layers}, net.labels)
-    return None
+def _student(step: Distill, net: Network) -> Network:
+    """Return a network of the architecture that takes over."""
+    if step.student is not None:
+        return _stand_in(step.student.family, step.student.source, net.labels)
+    if step.layers is not None and DEPTH in net.config:
+        return _stand_in(net.family.name, {**net.config, DEPTH: step.layers}, net.labels)
+    return net
 
 
 def _stand_in(family: str, source: str | Mapping[str, Json], labels: Sequence[str]) -> Network:
