@@ -159,7 +159,9 @@ def _steps(cls: type[Step], item: Mapping[str, Json], where: str, errors: list[B
         while step is None:
             wrong = _wrong(cls, rest)
             rest = {k: v for k, v in rest.items() if k not in wrong}
-            step = valid(cls, rest, where, []) if wrong else cls(use=item["use"])
+            if not wrong:  # each field is right, but not all together
+                rest = {k: v for k, v in rest.items() if k in ("use", "name")}
+            step = valid(cls, rest, where, []) or (None if wrong else cls(use=item["use"]))
         found.append(step)
     if not found:
         errors.append(BadInput(f"{where}an empty list of values", fix="give at least one value"))
@@ -189,7 +191,7 @@ def _wrong(cls: type[Step], raw: Mapping[str, Json]) -> set[str]:
     try:
         cls.model_validate(raw)
     except ValidationError as e:
-        return {str(error["loc"][0]) for error in e.errors()} & set(raw)
+        return {str(key) for error in e.errors() for key in error["loc"][:1]} & set(raw)
     return set()
 
 

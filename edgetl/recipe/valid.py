@@ -58,6 +58,8 @@ def _keys(cls: Any, place: Sequence[str | int]) -> tuple[str, ...]:
 
 def _told(error: Any, known: tuple[str, ...], where: str) -> BadInput:
     key = ".".join(str(part) for part in error["loc"])
+    if not key and error["type"] == "value_error":  # the fields are right one by one, but not together
+        return BadInput(f"{where}{error['msg'].removeprefix('Value error, ')}", fix="correct one of them")
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return BadInput(f"{where}{key}: unknown key", fix=plugins.nearest(key.split(".")[-1], known))
     got = repr(error.get("input"))

@@ -138,6 +138,16 @@ def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
             read(path)
 
 
+def test_fields_that_do_not_go_together_are_told_and_the_rest_is_checked(file: Path) -> None:
+    both = "{use: distill, name: mini, layers: 1, student: {family: hf_vit, source: {}}}"
+    later = "{use: finetune, teacher: {step: mini}, schedule: {epochs: 0}}"
+    with pytest.raises(BadInputs) as caught:
+        read(file, [f"steps=[{{use: finetune, name: dense}}, {both}, {later}]"])
+    first, second = caught.value.errors
+    assert first.problem.endswith("steps[1] (distill): `student` and `layers` name two students")
+    assert "schedule.epochs" in second.problem
+
+
 def test_a_student_cannot_take_the_name_of_the_reference(file: Path) -> None:
     sets = ["steps.0.name=optin-1", "steps.optin.keep_macs=1", "steps.2.teacher.step=optin-1", "reference=optin-1"]
     with pytest.raises(BadInputs, match="'optin-1' is a step and a student"):
